@@ -1,0 +1,147 @@
+"""Pure statistics of samples and rounds. Throughput in images a second, times in milliseconds."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tcsweep.job import Job, Round
+
+# Two-sided 95% quantiles of Student's t for 1 to 30 degrees of freedom (Abramowitz and Stegun, table 26.10).
+_T975 = (
+    12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281,
+    2.2010, 2.1788, 2.1604, 2.1448, 2.1314, 2.1199, 2.1098, 2.1009, 2.0930, 2.0860,
+    2.0796, 2.0739, 2.0687, 2.0639, 2.0595, 2.0555, 2.0518, 2.0484, 2.0452, 2.0423,
+)  # fmt: skip
+
+# Samples that a latency percentile needs (MLPerf LoadGen: an upper bound at 99% confidence, one sample over).
+LATENCY_FLOORS = {50: 11, 90: 64, 95: 130, 99: 662}
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A 95% confidence interval."""
+
+    low: float
+    high: float
+
+    @property
+    def half_width(self) -> float:
+        """Half of the width over the middle: 0.02 is plus or minus 2%."""
+        return (self.high - self.low) / (self.high + self.low)
+
+    def overlaps(self, other: Interval) -> bool:
+        """Whether the two have a point in common."""
+        return self.low <= other.high and other.low <= self.high
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a job's rounds say. None where there is too little to say it."""
+
+    throughput_img_s: float
+    throughput_ci95: Interval | None  # over rounds, log scale; None with one round
+    throughput_ci95_within: Interval | None  # from the blocks of the rounds; too narrow for comparisons of processes
+    wall_ms: float  # a batch, host clock
+    device_ms: float | None  # a batch, CUDA events
+    latency_ms_p50: float | None
+    latency_ms_p90: float | None
+    latency_ms_p95: float | None
+    latency_ms_p99: float | None
+    peak_memory_mib: float | None
+    setup_s: float
+    rounds: int
+    sustained_s: float  # seconds of timed blocks, all rounds
+
+
+def t975(dof: int) -> float:
+    """The 97.5% quantile of Student's t, good to 1e-4; past the table by Abramowitz and Stegun 26.7.5."""
+    if dof < 1:
+        raise ValueError("an interval needs at least one degree of freedom")
+    if dof <= len(_T975):
+        return _T975[dof - 1]
+    z = 1.959964
+    return z + (z**3 + z) / (4 * dof) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * dof**2)
+
+
+def log_interval(values: Sequence[float]) -> Interval | None:
+    """t interval of the geometric mean of positive values; None for fewer than two."""
+    if len(values) < 2:
+        return None
+    logs = [math.log(v) for v in values]
+    mean = statistics.fmean(logs)
+    half = t975(len(logs) - 1) * statistics.stdev(logs) / math.sqrt(len(logs))
+    return Interval(math.exp(mean - half), math.exp(mean + half))
+
+
+def lag1(values: Sequence[float]) -> float:
+    """Lag-1 autocorrelation; 0 where it is undefined."""
+    mean = statistics.fmean(values)
+    total = sum((v - mean) ** 2 for v in values)
+    if len(values) < 3 or total == 0:
+        return 0.0
+    return sum((a - mean) * (b - mean) for a, b in zip(values, values[1:])) / total  # noqa: B905
+
+
+def block_interval(block_ms: Sequence[float], least: int = 5) -> Interval | None:
+    """t interval of the mean block time, neighbouring blocks joined until their lag-1 autocorrelation is under 0.2
+    or fewer than `least` would be left. None for fewer than two blocks."""
+    blocks = list(block_ms)
+    while lag1(blocks) >= 0.2 and len(blocks) // 2 >= least:
+        blocks = [(a + b) / 2 for a, b in zip(blocks[::2], blocks[1::2])]  # noqa: B905
+    if len(blocks) < 2:
+        return None
+    mean = statistics.fmean(blocks)
+    half = t975(len(blocks) - 1) * statistics.stdev(blocks) / math.sqrt(len(blocks))
+    return Interval(max(mean - half, mean * 1e-9), mean + half)
+
+
+def has_trend(times: Sequence[float]) -> bool:
+    """Whether times rise or fall over the sequence: Mann-Kendall at 5%, two-sided. Fewer than 5 cannot tell: False."""
+    n = len(times)
+    if n < 5:
+        return False
+    s = sum((b > a) - (b < a) for i, a in enumerate(times) for b in times[i + 1 :])
+    variance = n * (n - 1) * (2 * n + 5) / 18
+    return (abs(s) - 1) / math.sqrt(variance) > 1.959964
+
+
+def percentile(samples: Sequence[float], p: int) -> float | None:
+    """Nearest-rank percentile; None with fewer samples than `LATENCY_FLOORS` asks for."""
+    if len(samples) < LATENCY_FLOORS[p]:
+        return None
+    return sorted(samples)[math.ceil(p / 100 * len(samples)) - 1]
+
+
+def round_throughput(batch: int, one: Round) -> float:
+    """Images a second of one round, all of its timed blocks."""
+    return batch * one.block_iterations * len(one.block_wall_ms) / (sum(one.block_wall_ms) / 1e3)
+
+
+def figures(job: Job, rounds: Sequence[Round]) -> Figures:
+    """The figures of a job: means are geometric over rounds, latencies pooled. Needs at least one round."""
+    rates = [round_throughput(job.batch, r) for r in rounds]
+    throughput = statistics.geometric_mean(rates)
+    within = [block_interval(r.block_wall_ms) for r in rounds]
+    halves = [w.half_width for w in within if w is not None]
+    half = math.sqrt(sum(h * h for h in halves)) / len(halves) if halves else None
+    latencies = [ms for r in rounds for ms in r.latency_ms]
+    devices = [sum(r.block_device_ms) / len(r.block_device_ms) / r.block_iterations for r in rounds if r.block_device_ms]
+    peaks = [r.peak_memory_mib for r in rounds if r.peak_memory_mib is not None]
+    return Figures(
+        throughput_img_s=throughput,
+        throughput_ci95=log_interval(rates),
+        throughput_ci95_within=None if half is None else Interval(throughput * (1 - half), throughput * (1 + half)),
+        wall_ms=job.batch / throughput * 1e3,
+        device_ms=statistics.geometric_mean(devices) if devices else None,
+        latency_ms_p50=percentile(latencies, 50),
+        latency_ms_p90=percentile(latencies, 90),
+        latency_ms_p95=percentile(latencies, 95),
+        latency_ms_p99=percentile(latencies, 99),
+        peak_memory_mib=max(peaks) if peaks else None,
+        setup_s=statistics.fmean(r.setup_s for r in rounds),
+        rounds=len(rounds),
+        sustained_s=sum(sum(r.block_wall_ms) for r in rounds) / 1e3,
+    )

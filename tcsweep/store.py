@@ -1,0 +1,65 @@
+"""Results on disk: the source of truth. Written atomically, read back whole; everything downstream reads from here."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from tcsweep.job import SCHEMA_VERSION, Outcome, Result, Sweep, from_json, outcome_from_json, to_json
+from tcsweep.stats import figures
+
+RESULT = "result.json"
+SWEEP = "sweep.json"
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write by a temporary file and a rename: a reader, or a kill at any moment, sees the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(data, file, indent=1, allow_nan=False, ensure_ascii=False)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def save_outcome(sweep_dir: Path, outcome: Outcome) -> Path:
+    """Write an outcome's result.json; returns its path. The figures beside the facts are for readers of the file."""
+    data: dict[str, Any] = {"schema": SCHEMA_VERSION, **to_json(outcome), "id": outcome.job.id}
+    if isinstance(outcome, Result):
+        data["figures"] = to_json(figures(outcome.job, outcome.rounds))
+    path = sweep_dir / outcome.job.folder / RESULT
+    write_json(path, data)
+    return path
+
+
+def save_sweep(sweep_dir: Path, sweep: Sweep) -> None:
+    """Write sweep.json."""
+    write_json(sweep_dir / SWEEP, {"schema": SCHEMA_VERSION, **to_json(sweep)})
+
+
+def load_outcome(path: Path) -> Outcome:
+    """Read one result.json; raises OSError or ValueError."""
+    return outcome_from_json(json.loads(path.read_text(encoding="utf-8")))
+
+
+def load_sweep(sweep_dir: Path) -> tuple[Sweep, list[Outcome]]:
+    """A sweep and the outcomes saved so far, in row order; raises OSError or ValueError."""
+    sweep = from_json(Sweep, json.loads((sweep_dir / SWEEP).read_text(encoding="utf-8")))
+    paths = [sweep_dir / name / RESULT for name in sweep.folders]
+    return sweep, [load_outcome(p) for p in paths if p.exists()]
