@@ -1,4 +1,4 @@
-"""The nouns of tcsweep: what is measured, and what came of it. Frozen, plain data with a JSON form; nothing here acts."""
+"""The nouns of tcsweep: what is measured, and what came of it. Frozen, plain data with a JSON form."""
 
 from __future__ import annotations
 
@@ -197,7 +197,7 @@ class Skipped:
     status: Literal["skipped"] = "skipped"
 
 
-Outcome = Union[Result, Failure, Skipped]
+Outcome = Union[Result, Failure, Skipped]  # noqa: UP007 - evaluated, and 3.10 cannot join forward references
 OUTCOMES: dict[str, type[Result] | type[Failure] | type[Skipped]] = {
     "ok": Result,
     "failed": Failure,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Sequence
@@ -82,7 +83,7 @@ def lag1(values: Sequence[float]) -> float:
     total = sum((v - mean) ** 2 for v in values)
     if len(values) < 3 or total == 0:
         return 0.0
-    return sum((a - mean) * (b - mean) for a, b in zip(values, values[1:])) / total  # noqa: B905
+    return sum((a - mean) * (b - mean) for a, b in itertools.pairwise(values)) / total
 
 
 def block_interval(block_ms: Sequence[float], least: int = 5) -> Interval | None:
@@ -90,7 +91,7 @@ def block_interval(block_ms: Sequence[float], least: int = 5) -> Interval | None
     or fewer than `least` would be left. None for fewer than two blocks."""
     blocks = list(block_ms)
     while lag1(blocks) >= 0.2 and len(blocks) // 2 >= least:
-        blocks = [(a + b) / 2 for a, b in zip(blocks[::2], blocks[1::2])]  # noqa: B905
+        blocks = [(a + b) / 2 for a, b in zip(blocks[::2], blocks[1::2])]
     if len(blocks) < 2:
         return None
     mean = statistics.fmean(blocks)
@@ -128,7 +129,9 @@ def figures(job: Job, rounds: Sequence[Round]) -> Figures:
     halves = [w.half_width for w in within if w is not None]
     half = math.sqrt(sum(h * h for h in halves)) / len(halves) if halves else None
     latencies = [ms for r in rounds for ms in r.latency_ms]
-    devices = [sum(r.block_device_ms) / len(r.block_device_ms) / r.block_iterations for r in rounds if r.block_device_ms]
+    devices = [
+        sum(r.block_device_ms) / len(r.block_device_ms) / r.block_iterations for r in rounds if r.block_device_ms
+    ]
     peaks = [r.peak_memory_mib for r in rounds if r.peak_memory_mib is not None]
     return Figures(
         throughput_img_s=throughput,

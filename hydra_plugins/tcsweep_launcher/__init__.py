@@ -1,0 +1,62 @@
+"""Hydra launcher `local`: composes and checks every job of a sweep, then hands all of them to tcsweep at once.
+
+Every Hydra app in this environment imports this module: nothing heavy here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, open_dict
+
+# A dictionary, not a dataclass: Hydra scans this file outside sys.modules, where a dataclass cannot be made.
+_NODE = {"_target_": "hydra_plugins.tcsweep_launcher.LocalLauncher"}
+ConfigStore.instance().store(group="hydra/launcher", name="local", node=_NODE, provider="tcsweep")
+
+
+class LocalLauncher(Launcher):
+    """Measures on this machine. Rounds interleave all jobs, so they start together or not at all."""
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Keep what Hydra hands over."""
+        self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Compose all, measure all; each job's value is its throughput in img/s, nan where there is none."""
+        from tcsweep import app
+        from tcsweep.job import Result
+        from tcsweep.stats import figures
+
+        configs = [self._compose(list(o), initial_job_idx + i) for i, o in enumerate(job_overrides)]
+        HydraConfig.instance().set_config(self.config)
+        finished = app.measure(configs, Path(str(self.config.hydra.sweep.dir)).resolve())
+        values = {
+            o.index: figures(o.job, o.rounds).throughput_img_s for o in finished.outcomes if isinstance(o, Result)
+        }
+        return [
+            _returned(config, list(overrides), values.get(i, math.nan))
+            for i, (config, overrides) in enumerate(zip(configs, job_overrides))
+        ]
+
+    def _compose(self, overrides: list[str], number: int) -> DictConfig:
+        composed = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
+        with open_dict(composed):
+            composed.hydra.job.id = str(number)
+            composed.hydra.job.num = number
+        HydraConfig.instance().set_config(composed)  # so that ${hydra:...} resolves
+        return composed
+
+
+def _returned(config: DictConfig, overrides: list[str], value: float) -> JobReturn:
+    returned = JobReturn(overrides=overrides, cfg=config, status=JobStatus.COMPLETED)
+    result: Any = value
+    returned.return_value = result
+    return returned

@@ -1,0 +1,105 @@
+"""The command line. A single run is a sweep of one; mistakes are one line and exit status 2."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from tcsweep.mistakes import Mistake, unknown
+
+USAGE = "python -m tcsweep sync FOLDER [FOLDER ...]"
+
+
+def main() -> None:
+    """Run the command line and exit with its status."""
+    argv = sys.argv[1:]
+    try:
+        status = _command(argv)
+    except Mistake as error:
+        print(f"tcsweep: {error}", file=sys.stderr)
+        status = 2
+    except KeyboardInterrupt:
+        print("tcsweep: interrupted", file=sys.stderr)
+        status = 130
+    sys.stdout.flush()
+    sys.exit(status)
+
+
+def _command(argv: Sequence[str]) -> int:
+    if argv and not argv[0].startswith(("-", "+", "~")) and "=" not in argv[0]:
+        if argv[0] not in COMMANDS:
+            raise unknown("command", argv[0], COMMANDS)
+        return COMMANDS[argv[0]](list(argv[1:]))
+    return _hydra(argv)
+
+
+def _hydra(argv: Sequence[str]) -> int:
+    """Let Hydra compose the sweep; its errors become our one line."""
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.errors import HydraException
+    from omegaconf import DictConfig
+    from omegaconf.errors import OmegaConfBaseException
+
+    from tcsweep import app, catalog, config, overrides
+
+    app.ARGV[:] = argv
+    wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises instead of printing and exiting with 1
+    config.register()
+
+    mistakes: list[Mistake] = []  # not raised through Hydra, which would print a line of its own first
+
+    def task(composed: DictConfig) -> None:
+        try:
+            app.measure([composed], Path(HydraConfig.get().runtime.output_dir))
+        except Mistake as error:
+            mistakes.append(error)
+
+    sys.argv[1:] = overrides.rewrite(argv, config.keys())
+    try:
+        hydra.main(version_base="1.3", config_path=str(catalog.conf_dir()), config_name="config")(task)()
+    except (HydraException, OmegaConfBaseException) as error:
+        if wants_traceback:
+            raise
+        raise Mistake(_explained(error)) from None
+    if mistakes:
+        raise mistakes[0]
+    return max(app.EXIT_STATUS, default=0)
+
+
+def _explained(error: BaseException) -> str:
+    """Hydra's and OmegaConf's errors in one line: what was said, and which key."""
+    from tcsweep.config import first_line
+
+    cause = error.__cause__ if error.__cause__ is not None and str(error.__cause__) else None
+    said = first_line(error)
+    if cause is not None and first_line(cause) not in said:
+        said = f"{said.rstrip('.')}: {first_line(cause)}"
+    key = getattr(error, "full_key", None) or getattr(cause, "full_key", None)
+    return f"{said} (key: {key})" if key and key not in said else said
+
+
+def _sync(arguments: list[str]) -> int:
+    """Send saved sweeps to MLflow."""
+    from rich.console import Console
+
+    from tcsweep import app, store
+    from tcsweep.tracking import Target
+
+    if not arguments:
+        raise Mistake(f"sync needs a sweep's folder: {USAGE}")
+    folders = [Path(a) for a in arguments]
+    for folder in folders:
+        if not (folder / store.SWEEP).is_file():
+            raise Mistake(f"{folder} is no sweep's folder: it has no {store.SWEEP}")
+    target = Target(uri=None, store=Path("outputs").resolve())
+    return 0 if all([app.send(folder.resolve(), target, Console()) for folder in folders]) else 1
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {"sync": _sync}
+
+if __name__ == "__main__":
+    main()

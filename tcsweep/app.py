@@ -1,0 +1,86 @@
+"""From composed configs to a finished sweep: measured, saved, then told. Where the side effects meet."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from tcsweep import config, sweep
+from tcsweep.config import Loaded, Tracking
+from tcsweep.mistakes import Mistake
+from tcsweep.tracking import Target, check, redact, ui_lines, upload
+
+EXIT_STATUS: list[int] = []  # of the sweeps of this process: Hydra returns nothing of its own
+
+
+def measure(configs: Sequence[DictConfig], folder: Path) -> sweep.Finished:
+    """Check every config, measure all of them as one sweep, then report. Raises Mistake with nothing measured."""
+    loaded = [_load(number, one, len(configs)) for number, one in enumerate(configs)]
+    target = _target(loaded[0].tracking, folder)
+    from rich.console import Console
+
+    from tcsweep.report.progress import pick
+
+    console, progress = Console(), pick(Console(stderr=True))
+    if target is not None and (reason := check(target)):
+        progress.message(f"MLflow: {reason}; results go to the folder only")
+        target = None
+    command = redact("python -m tcsweep " + " ".join(ARGV or sys.argv[1:]))
+    finished = sweep.run(
+        [one.job for one in loaded],
+        sweep.claim(folder),
+        progress,
+        command=command,
+        composed=[redact(one.composed) for one in loaded],
+        name=loaded[0].name,
+    )
+    EXIT_STATUS.append(finished.exit_status)
+    tell(finished.folder, target, console)
+    return finished
+
+
+ARGV: list[str] = []  # the command line as typed, before it was rewritten for Hydra
+
+
+def tell(folder: Path, target: Target | None, console: Any) -> None:
+    """Everything that follows the measuring, from what is on disk: files, table, MLflow. None of it can lose a result."""
+    from tcsweep import report, store
+    from tcsweep.report import table
+
+    rows = report.write(folder)
+    record, _ = store.load_sweep(folder)
+    table.render(record, rows, console)
+    console.print(f"Results: {folder}", soft_wrap=True, highlight=False)
+    if target is not None:
+        send(folder, target, console)
+
+
+def send(folder: Path, target: Target, console: Any) -> bool:
+    """Upload a sweep's results to MLflow and say where; whether all of them arrived."""
+    uploaded = upload(folder, target)
+    if uploaded.error:
+        console.print(f"MLflow: {uploaded.error}", soft_wrap=True, highlight=False, markup=False)
+        console.print(
+            f"Nothing is lost; send it later: python -m tcsweep sync {folder}", soft_wrap=True, highlight=False
+        )
+        return False
+    for line in ui_lines(uploaded, target):
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+    return True
+
+
+def _load(number: int, composed: DictConfig, total: int) -> Loaded:
+    try:
+        return config.load(composed)
+    except Mistake as error:
+        raise Mistake(f"job {number + 1} of {total}: {error}" if total > 1 else str(error)) from None
+
+
+def _target(tracking: Tracking, folder: Path) -> Target | None:
+    if tracking.name == "none":
+        return None
+    return Target(uri=tracking.uri, experiment=tracking.experiment, store=Path("outputs").resolve())

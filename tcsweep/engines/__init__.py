@@ -1,0 +1,28 @@
+"""How a prepared model is executed: one file an engine, listed here. Imports no torch, so that a mistake is quick."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tcsweep.engines import eager
+from tcsweep.job import Environment
+
+if TYPE_CHECKING:
+    import torch
+
+    from tcsweep.precision import Prepared
+
+
+@dataclass(frozen=True)
+class Engine:
+    """`build` turns a prepared model and its resident input into one iteration, a call without arguments;
+    `missing` says why this machine cannot run it, None where it can."""
+
+    name: str
+    build: Callable[[Prepared, torch.Tensor], Callable[[], Any]]
+    missing: Callable[[Environment], str | None]
+
+
+ENGINES: dict[str, Engine] = {"eager": Engine("eager", eager.build, eager.missing)}

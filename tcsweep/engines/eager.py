@@ -1,0 +1,24 @@
+"""PyTorch as it comes: each operator launched by Python as it is reached."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from tcsweep.job import Environment
+
+if TYPE_CHECKING:
+    import torch
+
+    from tcsweep.precision import Prepared
+
+
+def build(prepared: Prepared, x: torch.Tensor) -> Callable[[], Any]:
+    """One forward pass of the resident input."""
+    forward = prepared.forward
+    return lambda: forward(x)
+
+
+def missing(environment: Environment) -> str | None:
+    """Eager runs everywhere."""
+    return None

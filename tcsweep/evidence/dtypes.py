@@ -1,0 +1,70 @@
+"""The dtypes in which operators really run, seen where ATen receives them: below autocast and apex's patches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+# The operators that do a network's arithmetic. Under inference_mode the composite ones arrive (conv2d, linear, matmul),
+# under no_grad what they are made of (convolution, addmm, mm, bmm); seen with torch 2.1, 2.11 and 2.14.
+_NAMES = (
+    *("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "conv_tbc"),
+    *("convolution", "_convolution", "cudnn_convolution", "cudnn_convolution_transpose"),
+    *("cudnn_convolution_relu", "cudnn_convolution_add_relu", "mkldnn_convolution"),
+    *("linear", "mkldnn_linear", "bilinear", "matmul", "mm", "mv", "bmm", "addmm", "addmv", "addbmm", "baddbmm"),
+    *("_addmm_activation", "einsum"),
+    *("scaled_dot_product_attention", "_scaled_dot_product_attention_math"),
+    *("_scaled_dot_product_flash_attention", "_scaled_dot_product_flash_attention_for_cpu"),
+    *("_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention"),
+    *("_scaled_dot_product_fused_attention_overrideable",),
+    *("_native_multi_head_attention", "_transformer_encoder_layer_fwd"),
+)
+WATCHED = frozenset(f"aten.{name}" for name in _NAMES)
+
+
+@dataclass(frozen=True)
+class OperatorRow:
+    """One call of one operator."""
+
+    operator: str  # "aten.conv2d"
+    dtypes: tuple[str, ...]  # of its floating tensor arguments in the order of the call: ("float16", "float16")
+
+
+def observe(forward: Callable[[Tensor], Any], x: Tensor) -> tuple[OperatorRow, ...]:
+    """Every operator of one call of `forward`, in order. Runs in the caller's grad or inference mode."""
+    observer = _Observer()
+    with observer:
+        forward(x)
+    return tuple(observer.rows)
+
+
+class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Writes each operator down, then lets it run as it would have."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.rows: list[OperatorRow] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        floating = (*_floating(args), *_floating(tuple(kwargs.values())))
+        self.rows.append(OperatorRow(func._schema.name.replace("::", "."), tuple(_name(t.dtype) for t in floating)))
+        return func(*args, **kwargs)
+
+
+def _floating(values: Any) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            if value.is_floating_point():
+                yield value
+        elif isinstance(value, (tuple, list)):
+            yield from _floating(value)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

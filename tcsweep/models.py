@@ -1,0 +1,69 @@
+"""The model and the input of a job, built in a worker."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from typing import Any
+
+import torch
+import torchvision
+from torch import nn
+
+from tcsweep.job import Job
+
+SEED_OFFSET_INPUT = 1  # the input's seed lies beside the model's, so that a new model leaves the input as it was
+
+
+class HostMemoryError(MemoryError):
+    """The input alone would not fit into the memory that is free."""
+
+
+def build_model(job: Job) -> nn.Module:
+    """The float32 model on the CPU in eval mode, random weights seeded by `job.seed`. Auxiliary heads are off: they
+    do nothing in eval. Raises what torchvision or the state dict raises."""
+    torch.manual_seed(job.seed)
+    builder = torchvision.models.get_model_builder(job.model)
+    accepted = inspect.signature(builder).parameters
+    kwargs: dict[str, Any] = {}
+    if job.model in ("inception_v3", "googlenet"):
+        # Their own initialisation draws truncated normals for minutes (torchvision issue 1797).
+        kwargs |= {"init_weights": False, "aux_logits": False}
+    if _is_transformer(accepted, builder) and job.weights is None:
+        kwargs["image_size"] = job.image_size
+    named = job.weights if job.weights and os.sep not in job.weights else None
+    model: nn.Module = builder(weights=named, **kwargs)
+    if job.weights and not named:
+        state = torch.load(job.weights, map_location="cpu", weights_only=True)
+        model.load_state_dict(state.get("state_dict", state) if isinstance(state, dict) else state)
+    return model.eval()
+
+
+def _is_transformer(accepted: Any, builder: Any) -> bool:
+    return builder.__name__.startswith("vit_") and "kwargs" in accepted
+
+
+def build_input(job: Job, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """A random batch (batch, 3, size, size), resident on the device in the job's layout and the precision's dtype.
+    Raises HostMemoryError before a CPU allocation that cannot fit: the kernel would kill the process instead."""
+    shape = (job.batch, 3, job.image_size, job.image_size)
+    if device.type == "cpu":
+        _check_host_memory(job.batch * 3 * job.image_size**2 * torch.finfo(dtype).bits // 8)
+    generator = torch.Generator(device=device).manual_seed(job.seed + SEED_OFFSET_INPUT)
+    x = torch.randn(shape, generator=generator, device=device, dtype=dtype)
+    return x.to(memory_format=memory_format(job.layout))
+
+
+def memory_format(layout: str) -> torch.memory_format:
+    """torch's name of a layout."""
+    return torch.channels_last if layout == "nhwc" else torch.contiguous_format
+
+
+def _check_host_memory(needed: int) -> None:
+    import psutil
+
+    available = psutil.virtual_memory().available
+    if needed > available:
+        raise HostMemoryError(
+            f"the input alone needs {needed / 2**30:,.1f} GiB of host memory, {available / 2**30:,.1f} GiB are free"
+        )

@@ -1,0 +1,340 @@
+"""A list of jobs to a list of results: rounds, order, budget, locks, failures. Knows neither Hydra nor MLflow."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import random
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tcsweep import store
+from tcsweep.devices import Resolved
+from tcsweep.job import Environment, Failure, Job, Outcome, Result, Round, Skipped, Sweep
+from tcsweep.lock import device_lock
+from tcsweep.measure import Hint, RoundRequest
+from tcsweep.mistakes import Mistake
+from tcsweep.plan import Planned, order, plan
+from tcsweep.report.progress import Progress
+from tcsweep.stats import log_interval, round_throughput
+from tcsweep.worker import Broken, Server
+
+IDENTICAL_FAILURES = 5  # so many first jobs that fail alike mean a fault of all: the rest is not tried
+PROBE_TIMEOUT_S = 120.0
+
+
+@dataclass
+class State:
+    """What has come of a planned job so far."""
+
+    planned: Planned
+    rounds: list[Round] = field(default_factory=list)
+    failure: Broken | None = None
+    started_at: float = 0.0
+    ended_at: float = 0.0
+    stopped: str | None = None
+
+    @property
+    def job(self) -> Job:
+        """The planned job."""
+        return self.planned.job
+
+    @property
+    def used_s(self) -> float:
+        """Worker seconds spent."""
+        return sum(r.worker_s for r in self.rounds)
+
+    @property
+    def open(self) -> bool:
+        """Whether it could be measured further."""
+        return self.planned.reason is None and self.failure is None
+
+    def affords(self) -> bool:
+        """Whether the budget holds one more round like the last; the first is always affordable."""
+        return not self.rounds or self.used_s + self.rounds[-1].worker_s <= self.job.measure.budget_s
+
+    def wide(self) -> bool:
+        """Whether the interval over the rounds is wider than wished."""
+        interval = log_interval([round_throughput(self.job.batch, r) for r in self.rounds])
+        return interval is not None and interval.half_width > self.job.measure.rounds_ci
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A sweep that ended: where it lies, and what came of each job."""
+
+    folder: Path
+    outcomes: tuple[Outcome, ...]
+    interrupted: int | None  # the signal that ended it
+
+    @property
+    def exit_status(self) -> int:
+        """130 after Ctrl-C (143 after SIGTERM), 1 if a job failed, else 0."""
+        if self.interrupted:
+            return 128 + self.interrupted
+        return 1 if any(isinstance(o, Failure) for o in self.outcomes) else 0
+
+
+class Interrupted(BaseException):
+    """SIGTERM; Ctrl-C is Python's own KeyboardInterrupt."""
+
+
+def run(
+    jobs: Sequence[Job],
+    folder: Path,
+    progress: Progress,
+    *,
+    command: str = "",
+    composed: Sequence[str] = (),
+    name: str | None = None,
+    order_seed: int | None = None,
+) -> Finished:
+    """Measure the jobs into `folder`, made anew. Raises Mistake, with nothing measured, where this machine can do none
+    of them."""
+    began = time.monotonic()
+    server = Server()
+    with _sigterm_raises():
+        for variable in server.removed:
+            progress.message(f"{variable} is set: taken away from the workers, it changes arithmetic unseen")
+        server.start()
+        progress.stage("importing torch, looking at the device")
+        planned = plan(jobs, _probe(server, jobs, progress), composed)
+        _refuse_if_nothing_can_run(planned)
+        sweep = _begin(folder, planned, command, order_seed, name, server)
+        states = [State(p) for p in planned]
+        runner = Runner(server, folder, sweep, states, progress)
+        interrupted = runner.run()
+    outcomes = tuple(_outcome(s, interrupted is not None) for s in states)
+    for outcome in outcomes:
+        store.save_outcome(folder, outcome)
+    ended = dataclasses.replace(
+        sweep,
+        ended_at=time.time(),
+        wall_s=time.monotonic() - began,
+        status="interrupted" if interrupted else "finished",
+    )
+    store.save_sweep(folder, ended)
+    return Finished(folder, outcomes, interrupted)
+
+
+def claim(folder: Path) -> Path:
+    """Make a sweep's folder; where a sweep has it already, the first free one of folder-2, folder-3, ...
+    Raises Mistake where nothing can be written."""
+    number, path = 1, folder
+    while True:
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            with open(path / store.SWEEP, "x", encoding="utf-8"):
+                return path
+        except FileExistsError:
+            number += 1
+            path = folder.with_name(f"{folder.name}-{number}")
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise Mistake(
+                f"cannot write in {path} ({reason}): set hydra.sweep.dir, and hydra.run.dir for one job"
+            ) from None
+
+
+def _probe(server: Server, jobs: Sequence[Job], progress: Progress) -> dict[str, Resolved]:
+    devices = server.run("tcsweep.devices:probe", tuple(j.device for j in jobs), timeout_s=PROBE_TIMEOUT_S)
+    if isinstance(devices, Broken):
+        raise Mistake(f"torch cannot be used: {devices.reason}")
+    for resolved in devices.values():
+        if resolved.environment and resolved.reason:
+            progress.message(f"device: {resolved.environment.device} ({resolved.reason})")
+    return dict(devices)
+
+
+def _refuse_if_nothing_can_run(planned: Sequence[Planned]) -> None:
+    if any(p.reason is None for p in planned):
+        return
+    reasons = list(dict.fromkeys(f"{p.job.precision} on {p.job.device}: {p.reason}" for p in planned))
+    raise Mistake("nothing can be measured here: " + "; ".join(reasons[:3]))
+
+
+def _begin(
+    folder: Path, planned: Sequence[Planned], command: str, seed: int | None, name: str | None, server: Server
+) -> Sweep:
+    first = next(p.environment for p in planned if p.reason is None)
+    started_at = time.time()
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(started_at))
+    sweep = Sweep(
+        id=f"{stamp}-{os.urandom(3).hex()}",
+        started_at=started_at,
+        command=command,
+        order_seed=random.SystemRandom().randrange(2**31) if seed is None else seed,
+        environment=dataclasses.replace(first, removed_variables=server.removed),
+        folders=tuple(p.job.folder for p in planned),
+        name=name,
+    )
+    store.save_sweep(folder, sweep)
+    for one in planned:
+        path = folder / one.job.folder
+        path.mkdir(exist_ok=True)
+        if one.composed is not None:
+            (path / "config.yaml").write_text(one.composed, encoding="utf-8")
+    return sweep
+
+
+class Runner:
+    """Goes through the rounds. The only place with the sweep's moving state."""
+
+    def __init__(self, server: Server, folder: Path, sweep: Sweep, states: Sequence[State], progress: Progress) -> None:
+        self._server, self._folder, self._sweep = server, folder, sweep
+        self._states, self._progress = states, progress
+        self._by_planned = {s.planned.job: s for s in states}
+
+    def run(self) -> int | None:
+        """Measure everything; the number of the signal that interrupted it, None where none did."""
+        now = time.time()
+        for state in self._states:
+            if state.planned.reason is not None:
+                state.started_at = state.ended_at = now
+                self._progress.skipped(state.job.label, state.planned.reason)
+                store.save_outcome(self._folder, _outcome(state, False))
+        ready = [s for s in self._states if s.open]
+        self._progress.started(sum(s.job.measure.rounds for s in ready), len(ready))
+        try:
+            with contextlib.ExitStack() as locks:
+                for name in dict.fromkeys(_lock_name(s.planned.environment) for s in ready):
+                    locks.enter_context(device_lock(name, self._sweep.command, self._progress.message))
+                self._rounds()
+        except KeyboardInterrupt:
+            self._progress.message("interrupted: what was measured is kept")
+            return signal.SIGINT
+        except Interrupted:
+            self._progress.message("terminated: what was measured is kept")
+            return signal.SIGTERM
+        finally:
+            self._progress.close()
+        return None
+
+    def _rounds(self) -> None:
+        last = max((s.job.measure.rounds_max for s in self._states), default=0)
+        for number in range(1, last + 1):
+            due = self._due(number)
+            for planned in order([s.planned for s in due], self._sweep.order_seed, number):
+                self._measure(self._by_planned[planned.job], number)
+                if self._all_fail_alike():
+                    return
+
+    def _due(self, number: int) -> list[State]:
+        """The jobs to measure in a round: all in the asked rounds; after those the wide ones, each with its baseline,
+        since a speed-up needs both in the same round."""
+        ready = [s for s in self._states if s.open and s.stopped is None]
+        for state in ready:
+            lacks_rounds = len(state.rounds) < state.job.measure.rounds or state.wide()
+            if number <= state.job.measure.rounds_max and lacks_rounds and not state.affords():
+                state.stopped = "budget"
+        ready = [s for s in ready if s.stopped is None]
+        asked = [s for s in ready if number <= s.job.measure.rounds]
+        wide = [s for s in ready if s.job.measure.rounds < number <= s.job.measure.rounds_max and s.wide()]
+        needed = {s.job for s in wide} | {s.job.cell for s in wide}
+        extra = [s for s in ready if s not in asked and s.job in needed]
+        self._progress.added_rounds(len(extra))
+        return asked + extra
+
+    def _measure(self, state: State, number: int) -> None:
+        job, settings = state.job, state.job.measure
+        asked_at, state.started_at = time.monotonic(), state.started_at or time.time()
+        rounds_left = max(1, settings.rounds - len(state.rounds))
+        share_s = max(settings.budget_s - state.used_s, 0) / rounds_left
+        hint = Hint(state.rounds[0].warmup_iterations, state.rounds[0].block_iterations) if state.rounds else None
+        self._progress.round_started(job.label, number, max(settings.rounds, number))
+        value = self._server.run(
+            "tcsweep.task:measure_round",
+            RoundRequest(job, number, asked_at, asked_at + share_s, hint),
+            log=self._folder / job.folder / "worker.log",
+            timeout_s=settings.timeout_s,
+            listen=lambda kind, said: self._listen(job, kind, said),
+        )
+        state.ended_at = time.time()
+        if isinstance(value, Broken):
+            state.failure = value
+            self._progress.failed(job.label, _overrides(job), f"{value.reason} (stage: {value.stage})")
+        else:
+            state.rounds.append(dataclasses.replace(value, worker_s=time.monotonic() - asked_at))
+            self._progress.round_done(job.label, number, round_throughput(job.batch, value))
+        store.save_outcome(self._folder, _outcome(state, False))
+
+    def _listen(self, job: Job, kind: str, said: Any) -> None:
+        if kind == "stage":
+            self._progress.stage(said)
+        else:
+            iteration_ms, half_width = said
+            self._progress.estimate(job.batch / iteration_ms * 1e3, half_width)
+
+    def _all_fail_alike(self) -> bool:
+        """Whether the first jobs tried all failed, in one stage and with one error: a fault that all have."""
+        tried = [s for s in self._states if s.rounds or s.failure]
+        failures = {(s.failure.stage, s.failure.reason) for s in tried if s.failure}
+        if any(s.rounds for s in tried) or len(tried) < IDENTICAL_FAILURES or len(failures) != 1:
+            return False
+        rest = [s for s in self._states if s.open]
+        for state in rest:
+            state.stopped = f"the first {len(tried)} jobs failed alike"
+        if rest:
+            self._progress.message(f"the first {len(tried)} jobs failed alike: the other {len(rest)} are not tried")
+        return True
+
+
+def _outcome(state: State, interrupted: bool) -> Outcome:
+    """What is known of a job now."""
+    common: dict[str, Any] = {
+        "job": state.job,
+        "role": state.planned.role,
+        "index": state.planned.index,
+        "environment": state.planned.environment,
+        "started_at": state.started_at or time.time(),
+        "ended_at": state.ended_at or time.time(),
+    }
+    if state.planned.reason is not None:
+        return Skipped(reason=state.planned.reason, **common)
+    if state.failure is not None:
+        broken = state.failure
+        return Failure(
+            stage=broken.stage,
+            kind=broken.kind,
+            reason=broken.reason,
+            rounds=tuple(state.rounds),
+            log="worker.log",
+            **common,
+        )
+    short = len(state.rounds) < state.job.measure.rounds
+    if not state.rounds:
+        return Skipped(
+            reason=state.stopped or ("interrupted before its turn" if interrupted else "not measured"), **common
+        )
+    stopped = state.stopped or ("interrupted" if interrupted and short else None)
+    return Result(rounds=tuple(state.rounds), stopped=stopped, **common)
+
+
+def _overrides(job: Job) -> str:
+    shown = {"model": job.model, "precision": job.precision, "batch": job.batch, "layout": job.layout}
+    return " ".join(f"{k}={v}" for k, v in {**shown, "engine": job.engine, "device": job.device}.items())
+
+
+def _lock_name(environment: Environment) -> str:
+    return environment.gpu_uuid or environment.device.replace(":", "")
+
+
+@contextlib.contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    def handler(number: int, frame: Any) -> None:
+        raise Interrupted
+
+    try:
+        before = signal.signal(signal.SIGTERM, handler)
+    except ValueError:  # not the main thread: the caller's handlers stay
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

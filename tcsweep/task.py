@@ -1,0 +1,170 @@
+"""What a worker does: one round of one job. Runs in a process of its own that ends with it, so it sets global
+state freely."""
+
+from __future__ import annotations
+
+import gc
+import platform
+import resource
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from tcsweep.engines import ENGINES
+from tcsweep.job import Round
+from tcsweep.measure import RoundRequest, Watch, run_round
+from tcsweep.models import build_input, build_model, memory_format
+from tcsweep.precision import PRECISIONS, set_tf32
+from tcsweep.worker import Tell
+
+
+class CpuDevice:
+    """Times iterations on the CPU, which is synchronous."""
+
+    def __init__(self, iteration: Callable[[], Any]) -> None:
+        self._iteration = iteration
+
+    def block(self, iterations: int) -> tuple[float, float | None]:
+        """Wall milliseconds; there is no device time."""
+        iteration = self._iteration
+        start = time.perf_counter()
+        for _ in range(iterations):
+            iteration()
+        return (time.perf_counter() - start) * 1e3, None
+
+    def one(self) -> float:
+        """Wall milliseconds of one iteration."""
+        return self.block(1)[0]
+
+
+class CudaDevice:
+    """Times iterations on a GPU: the host's clock around a synchronised block, events at the same ends."""
+
+    def __init__(self, iteration: Callable[[], Any]) -> None:
+        self._iteration = iteration
+        self._start, self._end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+
+    def block(self, iterations: int) -> tuple[float, float | None]:
+        """Wall and device milliseconds. The whole device is waited for, side streams included."""
+        iteration = self._iteration
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        self._start.record()
+        for _ in range(iterations):
+            iteration()
+        self._end.record()
+        torch.cuda.synchronize()
+        wall = (time.perf_counter() - start) * 1e3
+        return wall, self._start.elapsed_time(self._end)
+
+    def one(self) -> float:
+        """Wall milliseconds of one iteration."""
+        iteration = self._iteration
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        iteration()
+        torch.cuda.synchronize()
+        return (time.perf_counter() - start) * 1e3
+
+
+class Stages:
+    """Names each stage as it begins and keeps how long it took."""
+
+    def __init__(self, tell: Tell, began: float) -> None:
+        self._tell = tell
+        self.seconds = {"start": time.monotonic() - began}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a stage; what follows a failure knows its name."""
+        self._tell.stage(name)
+        start = time.monotonic()
+        yield
+        self.seconds[name] = time.monotonic() - start
+
+
+def measure_round(request: RoundRequest, tell: Tell) -> Round:
+    """Measure one round of a job, in this process, which must be fresh."""
+    started_at = time.time()
+    job, precision = request.job, PRECISIONS[request.job.precision]
+    device = torch.device(job.device)
+    on_gpu = device.type == "cuda"
+    stages = Stages(tell, request.asked_at)
+    warnings.simplefilter("ignore", FutureWarning)
+    with stages.stage("context"):
+        set_tf32(precision.tf32)
+        torch.backends.cudnn.benchmark = True
+        if on_gpu:
+            torch.cuda.set_device(device)
+            torch.zeros(1, device=device)
+            torch.cuda.synchronize()
+    # Not in inference mode: its tensors could be neither cast in place nor cached as apex caches them.
+    with stages.stage("build"), torch.no_grad():
+        model = build_model(job).to(device=device).to(memory_format=memory_format(job.layout))
+        prepared = precision.prepare(model, device, job.amp_backend)
+    with torch.inference_mode():
+        with stages.stage("input"):
+            x = build_input(job, prepared.input_dtype, device)
+            iteration = ENGINES[job.engine].build(prepared, x)
+        gc.collect()
+        gc.freeze()
+        gc.disable()
+        with stages.stage("first_call"):
+            iteration()
+            if on_gpu:
+                torch.cuda.synchronize()
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats()  # autotuning tries workspaces that no later call needs
+        samples = run_round(
+            CudaDevice(iteration) if on_gpu else CpuDevice(iteration),
+            job.measure,
+            Watch(time.monotonic, request.deadline, _teller(tell)),
+            request.hint,
+        )
+    return Round(
+        number=request.number,
+        started_at=started_at,
+        worker_s=time.monotonic() - request.asked_at,
+        stage_s={**stages.seconds, **samples.stage_s},
+        warmup_iterations=samples.warmup_iterations,
+        block_iterations=samples.block_iterations,
+        block_wall_ms=samples.block_wall_ms,
+        block_device_ms=samples.block_device_ms,
+        latency_ms=samples.latency_ms,
+        peak_memory_mib=_peak_memory_mib(on_gpu),
+        warmed_up=samples.warmed_up,
+        converged=samples.converged,
+        amp_backend=prepared.amp_backend,
+        amp_version=prepared.amp_version,
+        half_dtype=prepared.half_dtype,
+        notes=prepared.notes,
+    )
+
+
+def _teller(tell: Tell) -> Callable[[str, float, float | None], None]:
+    """Pass on the stage when it changes, an estimate of the throughput phase 4 times a second at most."""
+    last_stage, last_at = "", 0.0
+
+    def pass_on(stage: str, iteration_ms: float, half_width: float | None) -> None:
+        nonlocal last_stage, last_at
+        now = time.monotonic()
+        if stage != last_stage:
+            tell.stage(stage)
+        elif now - last_at < 0.25:
+            return
+        last_stage, last_at = stage, now
+        tell.estimate(iteration_ms, half_width)
+
+    return pass_on
+
+
+def _peak_memory_mib(on_gpu: bool) -> float:
+    """Of the timed phases on a GPU (allocated by torch); of the whole process on a CPU."""
+    if on_gpu:
+        return torch.cuda.max_memory_allocated() / 2**20
+    unit = 1 if platform.system() == "Darwin" else 1024  # getrusage counts bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20

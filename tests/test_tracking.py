@@ -1,0 +1,645 @@
+"""The MLflow sink, against real MLflow on sqlite files of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import getpass
+import http.server
+import json
+import logging
+import shutil
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+import sweeps
+from tcsweep import tracking
+from tcsweep.job import Environment
+from tcsweep.store import load_sweep, save_outcome, save_sweep
+from tcsweep.tracking import Target, check, redact, resolved_uri, safe_uri, ui_lines, upload
+
+SECRET = "S3cr"
+CREDENTIALS = "bob:S3cr%40t%2F"
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_of_the_caller(monkeypatch):
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "http_proxy"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="session")
+def new_database(tmp_path_factory):
+    """An empty database made by tcsweep: 3 s, so once."""
+    path = tmp_path_factory.mktemp("new") / "mlflow.db"
+    tracking._open_client(tracking.sqlite_uri(path))
+    return path
+
+
+@pytest.fixture
+def store(tmp_path, new_database):
+    folder = tmp_path / "outputs"
+    folder.mkdir()
+    shutil.copy(new_database, folder / "mlflow.db")
+    return folder
+
+
+@pytest.fixture
+def target(store):
+    return Target(None, store=store)
+
+
+def client_of(target):
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=resolved_uri(target))
+
+
+def runs_of(target, experiment_id="1", view=1):
+    """Name -> all that MLflow holds of the run."""
+    return {r.info.run_name: r for r in client_of(target).search_runs([experiment_id], run_view_type=view)}
+
+
+def plain(run, client):
+    """All of a run that does not depend on when or by which ids it was sent."""
+    tags = {k: v for k, v in run.data.tags.items() if k != "mlflow.parentRunId"}
+    history = {
+        k: [(m.timestamp, m.value) for m in client.get_metric_history(run.info.run_id, k)] for k in run.data.metrics
+    }
+    files = sorted(f.path for f in client.list_artifacts(run.info.run_id))
+    info = run.info
+    return info.status, info.start_time, info.end_time, run.data.params, run.data.metrics, history, tags, files
+
+
+def files_below(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*.json")}
+
+
+@contextlib.contextmanager
+def a_port(listen):
+    """A port that refuses, or accepts and never answers."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        if listen:
+            server.listen()
+        yield server.getsockname()[1]
+
+
+@contextlib.contextmanager
+def a_server(answer):
+    """An HTTP server on loopback; `answer(handler)` gives status and JSON. Yields its port."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.body = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or b"{}")
+            status, data = answer(self)
+            text = json.dumps(data).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text)
+
+        do_POST = do_GET
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield server.server_port
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+# --- what is sent ---
+
+
+def test_a_sweep_becomes_a_parent_run_and_a_child_of_each_outcome(target):
+    uploaded = upload(sweeps.write_sweep(target.store), target)
+    runs = runs_of(target)
+    children = {n: r for n, r in runs.items() if r.data.tags.get("mlflow.parentRunId") == uploaded.parent_run_id}
+    assert {
+        n: (r.info.status, r.data.tags["tcsweep.kind"], r.data.tags["tcsweep.role"]) for n, r in children.items()
+    } == {
+        "resnet50 o1 b8 nhwc": ("FINISHED", "result", "asked"),
+        "resnet50 fp16 b8 nhwc cudagraph": ("FINISHED", "result", "asked"),
+        "resnet50 o3 b4096": ("FAILED", "failure", "asked"),
+        "resnet50 fp8 b8": ("FINISHED", "skipped", "asked"),
+        "resnet50 fp32 b8 nhwc (baseline)": ("FINISHED", "result", "baseline"),
+    }
+    assert {n for n in runs if n not in children} == {"sweep 2025-11-24_16-00-00"}
+    assert uploaded == tracking.Uploaded(
+        experiment_id="1",
+        parent_run_id=runs["sweep 2025-11-24_16-00-00"].info.run_id,
+        uri=resolved_uri(target),
+        runs=5,
+        already=0,
+        error=None,
+        sweep_id="2025-11-24_16-00-00",
+    )
+
+
+def test_search_runs_shows_exactly_the_params_metrics_and_tags_of_a_result(target):
+    import mlflow
+
+    uploaded = upload(sweeps.write_sweep(target.store), target)
+    mlflow.set_tracking_uri(resolved_uri(target))
+    try:
+        table = mlflow.search_runs(["1"], "params.precision = 'o1'", output_format="list")
+    finally:
+        mlflow.set_tracking_uri(None)
+    (run,) = table
+    assert run.data.params == {
+        "model": "resnet50", "precision": "o1", "batch": "8", "layout": "nhwc", "engine": "eager", "device": "cuda:0"
+    }  # fmt: skip
+    assert run.data.metrics == {
+        "throughput_img_s": 2860.0,
+        "throughput_ci95_low": 2852.9,
+        "throughput_ci95_high": 2867.11,
+        "speedup": 2.86,
+        "speedup_ci95_low": 2.86,
+        "speedup_ci95_high": 2.86,
+        "latency_ms_p50": 3.1724,
+        "latency_ms_p90": 3.2508,
+        "latency_ms_p95": 3.26154,
+        "device_ms": 2.74126,
+        "wall_ms": 2.7972,
+        "peak_memory_mib": 515.0,
+        "setup_s": 1.5,
+    }
+    tags = dict(run.data.tags)
+    assert len(tags.pop("tcsweep.digest")) == 12
+    assert tags == {
+        "tcsweep.sweep_id": "2025-11-24_16-00-00",
+        "tcsweep.result_id": f"2025-11-24_16-00-00/{sweeps.a_job('o1', layout='nhwc').id}",
+        "tcsweep.role": "asked",
+        "tcsweep.kind": "result",
+        "tcsweep.verdict": "unverified",
+        "tcsweep.upload": "complete",
+        "tcsweep.image_size": "224",
+        "tcsweep.measure": "default",
+        "env.gpu": "NVIDIA H100 80GB HBM3",
+        "env.gpu_uuid": "GPU-3f5e",
+        "env.compute_capability": "9.0",
+        "env.driver": "570.86.15",
+        "env.cuda": "12.8",
+        "env.cudnn": "9.7.1",
+        "env.torch": "2.9.1",
+        "env.torchvision": "0.24.1",
+        "env.apex": "amp",
+        "env.apex_version": "0.1",
+        "env.apex_build": "full",
+        "env.amp_backend": "apex",
+        "env.amp_version": "0.1",
+        "env.half_dtype": "float16",
+        "env.python": "3.11.7",
+        "env.host": "gpu-box",
+        "env.os": "Linux 6.8",
+        "env.cpu_model": "AMD EPYC 9654",
+        "env.cpu_threads": "32",
+        "env.tcsweep": "0.1.0",
+        "env.git_commit": "0869a29d1c5b",
+        "mlflow.runName": "resnet50 o1 b8 nhwc",
+        "mlflow.parentRunId": uploaded.parent_run_id,
+        "mlflow.source.name": "tcsweep",
+        "mlflow.source.type": "LOCAL",
+        "mlflow.source.git.commit": "0869a29d1c5b",
+        "mlflow.user": getpass.getuser(),
+        "mlflow.note.content": "2860 img/s, 2.86x fp32, unverified",
+    }
+    assert (run.info.start_time, run.info.end_time) == (1_764_000_000_000, 1_764_000_012_500)
+
+
+def test_all_metrics_go_in_one_batch_in_their_order_at_the_results_own_end(target, monkeypatch):
+    from mlflow import MlflowClient
+
+    batches, log_batch = [], MlflowClient.log_batch
+
+    def spy(self, run_id, metrics=(), params=(), tags=(), **more):
+        batches.append([(m.key, m.timestamp, m.step) for m in metrics])
+        return log_batch(self, run_id, metrics=metrics, params=params, tags=tags, **more)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", spy)
+    reference = sweeps.a_result(sweeps.a_job(), rounds=10)
+    upload(sweeps.write_sweep(target.store, [dataclasses.replace(reference, ended_at=sweeps.STARTED + 9.25)]), target)
+    names = (
+        "throughput_img_s throughput_ci95_low throughput_ci95_high speedup speedup_ci95_low speedup_ci95_high speedup_total "
+        "latency_ms_p50 latency_ms_p90 latency_ms_p95 latency_ms_p99 device_ms wall_ms peak_memory_mib setup_s"
+    ).split()
+    assert [b for b in batches if b] == [[(name, 1_764_000_009_250, 0) for name in names]]
+
+
+def test_failures_and_skips_say_why_and_have_no_metrics(target):
+    upload(sweeps.write_sweep(target.store), target)
+    runs = runs_of(target)
+    failed, skipped = runs["resnet50 o3 b4096"].data, runs["resnet50 fp8 b8"].data
+    assert (failed.metrics, failed.tags["tcsweep.reason"], failed.tags["mlflow.note.content"]) == (
+        {}, "out of GPU memory: 90.0 GiB asked for", "failed: out of GPU memory: 90.0 GiB asked for"
+    )  # fmt: skip
+    assert (skipped.metrics, skipped.tags["tcsweep.reason"]) == ({}, "fp8 needs sm_89 or later")
+
+
+def test_what_could_not_be_read_is_absent(target):
+    result = sweeps.a_result(sweeps.a_job(device="cpu"), rounds=1, environment=Environment())
+    silent = dataclasses.replace(result.rounds[0], block_device_ms=None, peak_memory_mib=None, latency_ms=())
+    upload(sweeps.write_sweep(target.store, [dataclasses.replace(result, rounds=(silent,))]), target)
+    data = runs_of(target)["resnet50 fp32 b8 cpu"].data
+    assert sorted(data.metrics) == [
+        "setup_s", "speedup", "speedup_ci95_high", "speedup_ci95_low", "speedup_total", "throughput_img_s", "wall_ms"
+    ]  # fmt: skip
+    assert {k: v for k, v in data.tags.items() if k.startswith("env.")} == {"env.apex": "none"}
+
+
+def test_artifacts_lie_where_they_belong(target):
+    sweep_dir = sweeps.write_sweep(target.store)
+    (sweep_dir / "summary.csv").write_text("a\n")
+    (sweep_dir / "throughput.png").write_bytes(b"png")
+    (sweep_dir / sweeps.outcomes()[0].job.folder / "config.yaml").write_text("model: resnet50\n")
+    upload(sweep_dir, target)
+    client, runs = client_of(target), runs_of(target)
+    files = {name: sorted(f.path for f in client.list_artifacts(r.info.run_id)) for name, r in runs.items()}
+    assert files == {
+        "sweep 2025-11-24_16-00-00": ["summary.csv", "sweep.json", "throughput.png"],
+        "resnet50 o1 b8 nhwc": ["config.yaml", "result.json", "samples.csv"],
+        "resnet50 fp16 b8 nhwc cudagraph": ["result.json", "samples.csv"],
+        "resnet50 fp32 b8 nhwc (baseline)": ["result.json", "samples.csv"],
+        "resnet50 o3 b4096": ["result.json"],
+        "resnet50 fp8 b8": ["result.json"],
+    }
+    assert {r.info.artifact_uri.startswith((target.store / "mlartifacts").as_uri()) for r in runs.values()} == {True}
+
+
+def test_samples_are_the_raw_times_of_every_round(tmp_path):
+    one = dataclasses.replace(sweeps.a_round(2), block_wall_ms=(80.5, 80.25), latency_ms=(8.1,))
+    (tmp_path / "result.json").write_text("{}")
+    tracking.write_samples(tmp_path, (one,))
+    assert (tmp_path / "samples.csv").read_text() == (
+        "round,phase,index,value_ms\n2,throughput,0,80.5\n2,throughput,1,80.25\n2,latency,0,8.1\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("status", "shown"), [("finished", "FINISHED"), ("interrupted", "KILLED"), ("running", "RUNNING")]
+)
+def test_the_parent_says_how_the_sweep_ended(target, status, shown):
+    uploaded = upload(sweeps.write_sweep(target.store, sweeps.outcomes()[:1], status=status), target)
+    info = client_of(target).get_run(uploaded.parent_run_id).info
+    ended = None if status == "running" else 1_764_000_013_500
+    assert (info.status, info.start_time, info.end_time) == (shown, 1_763_999_998_000, ended)
+
+
+def test_names_say_what_is_not_the_default(tmp_path):
+    sweep, _ = load_sweep(sweeps.write_sweep(tmp_path))
+    job = sweeps.a_job("o1", image_size=96, weights="/w/my net.pt", amp_backend="torch", device="cuda:1", repeat=1)
+    reference = sweeps.a_result(sweeps.a_job(), role="reference")
+    assert tracking._name(sweep, sweeps.a_result(job)) == "resnet50 o1 b8 96px my net.pt torch cuda:1 #2"
+    assert tracking._name(sweep, reference) == "resnet50 fp32 b8 (reference)"
+
+
+def test_long_values_are_cut_with_a_mark_and_whole_in_a_tag(target):
+    model = "/models/" + "x" * 600
+    job = sweeps.a_job(model=model)
+    made = dataclasses.replace(sweeps.a_failure(sweeps.a_job("o1")), reason="y" * 9000)
+    sweep_dir = sweeps.write_sweep(target.store, [made])
+    sweep, outcomes = load_sweep(sweep_dir)
+    child = tracking._child(sweep, tracking.rows([sweeps.a_result(job)])[0], sweep_dir)
+    assert child.tags["tcsweep.param.model"] == model
+    run_id = client_of(target).create_run("0").info.run_id
+    tracking._log_params(client_of(target), run_id, child.params)
+    assert client_of(target).get_run(run_id).data.params["model"] == model[:499] + "…"
+    reason = tracking._child(sweep, tracking.rows(outcomes)[0], sweep_dir).tags["tcsweep.reason"]
+    assert (len(reason), reason[-1]) == (5000, "…")
+
+
+def test_a_parameter_refused_as_too_long_is_sent_shorter():
+    from mlflow.exceptions import MlflowException
+
+    sent = []
+
+    class Strict:
+        def log_batch(self, run_id, metrics, params, tags):
+            if any(len(p.value) > 250 for p in params):
+                raise MlflowException("exceeded length limit", error_code=1000)  # INVALID_PARAMETER_VALUE
+            sent.extend(p.value for p in params)
+
+    tracking._log_params(Strict(), "r", {"model": "x" * 600})
+    assert sent == ["x" * 249 + "…"]
+
+
+# --- exactly once ---
+
+
+def test_a_second_upload_sends_nothing(target):
+    sweep_dir = sweeps.write_sweep(target.store)
+    first, second = upload(sweep_dir, target), upload(sweep_dir, target)
+    assert second == dataclasses.replace(first, runs=0, already=5)
+    assert len(client_of(target).search_runs(["1"])) == 6
+
+
+@pytest.mark.parametrize(
+    ("call", "at"), [("create_run", 3), ("log_batch", 2), ("log_batch", 4), ("log_artifact", 3), ("set_terminated", 6)]
+)
+def test_an_upload_cut_off_anywhere_is_taken_up_again(target, monkeypatch, call, at):
+    from mlflow import MlflowClient
+
+    sweep_dir = sweeps.write_sweep(target.store)
+    expected_target = dataclasses.replace(target, experiment="expected")
+    upload(sweep_dir, expected_target)
+    original, calls = getattr(MlflowClient, call), []
+
+    def cut(*args, **more):
+        calls.append(1)
+        done = original(*args, **more)
+        if len(calls) == at:
+            raise KeyboardInterrupt
+        return done
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, call, cut)
+        with pytest.raises(KeyboardInterrupt):
+            upload(sweep_dir, target)
+    again = upload(sweep_dir, target)
+    assert (again.error, again.runs + again.already) == (None, 5)
+    client = client_of(target)
+    expected = {name: plain(run, client) for name, run in runs_of(target, "1").items()}
+    found = client.search_runs(["2"])
+    assert len(found) == 6
+    different = {"mlflow.note.content", "tcsweep.digest"}  # the parent's: its link names the experiment
+    for run in found:
+        got, want = plain(run, client), expected[run.info.run_name]
+        if run.data.tags["tcsweep.kind"] == "sweep":
+            for one in (got, want):
+                for tag in different:
+                    one[6].pop(tag, None)
+        assert got == want
+
+
+def test_a_resumed_sweep_brings_its_runs_up_to_date(target):
+    o1, baseline = sweeps.a_job("o1"), sweeps.a_job()
+    made = [sweeps.a_result(o1, 2000.0), sweeps.a_skip(baseline, 1, "interrupted")]
+    sweep_dir = sweeps.write_sweep(target.store, made, status="interrupted")
+    upload(sweep_dir, target)
+    later = dataclasses.replace(sweeps.a_result(baseline, 1000.0, index=1), ended_at=sweeps.STARTED + 90)
+    save_outcome(sweep_dir, later)
+    sweep, _ = load_sweep(sweep_dir)
+    save_sweep(sweep_dir, dataclasses.replace(sweep, status="finished", ended_at=sweeps.STARTED + 91))
+    assert dataclasses.astuple(upload(sweep_dir, target))[3:6] == (2, 0, None)
+    runs = runs_of(target)
+    assert {n: (r.info.status, r.info.end_time, r.data.metrics.get("speedup")) for n, r in runs.items()} == {
+        "sweep 2025-11-24_16-00-00": ("FINISHED", 1_764_000_091_000, None),
+        "resnet50 o1 b8": ("FINISHED", 1_764_000_012_500, 2.0),
+        "resnet50 fp32 b8": ("FINISHED", 1_764_000_090_000, 1.0),
+    }
+    assert "tcsweep.reason" not in runs["resnet50 fp32 b8"].data.tags
+    assert upload(sweep_dir, target).runs == 0
+
+
+def test_a_run_deleted_by_the_user_stays_deleted(target):
+    sweep_dir = sweeps.write_sweep(target.store)
+    upload(sweep_dir, target)
+    client = client_of(target)
+    client.delete_run(runs_of(target)["resnet50 o1 b8 nhwc"].info.run_id)
+    assert dataclasses.astuple(upload(sweep_dir, target))[3:6] == (0, 5, None)
+    assert len(client.search_runs(["1"])) == 5
+
+
+def test_two_uploaders_of_one_sweep_do_not_meet(target, monkeypatch):
+    from filelock import FileLock
+
+    monkeypatch.setattr(tracking, "WAIT_S", 0.1)
+    sweep_dir = sweeps.write_sweep(target.store)
+    with FileLock(sweep_dir / ".upload.lock"):
+        assert upload(sweep_dir, target).error == "another process is sending this sweep to MLflow"
+
+
+# --- stores ---
+
+
+def test_a_new_store_is_made_quietly_in_a_folder_with_an_odd_name(tmp_path, capfd, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    odd = tmp_path / "a b" / "c%20d 100% x" / "e?f#g"
+    target = Target(None, store=odd)
+    sweep_dir = sweeps.write_sweep(odd, sweeps.outcomes()[:1])
+    uploaded = upload(sweep_dir, target)
+    assert uploaded.error is None
+    assert capfd.readouterr() == ("", "")
+    folders = {str(p.relative_to(tmp_path)) for p in tmp_path.glob("*/*/*")}
+    assert folders == {"a b/c%20d 100% x/e?f#g"}
+    client = client_of(target)
+    with contextlib.closing(sqlite3.connect(odd / "mlflow.db")) as database:
+        assert database.execute("pragma journal_mode").fetchone() == ("wal",)
+    saved = client.download_artifacts(uploaded.parent_run_id, "sweep.json")
+    assert Path(saved).read_bytes() == (sweep_dir / "sweep.json").read_bytes()
+
+
+def test_processes_that_open_one_new_store_at_once_all_succeed(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from tcsweep.tracking import Target, upload;"
+        "print(upload(Path(sys.argv[1]), Target(None, store=Path(sys.argv[2]))))"
+    )
+    dirs = [sweeps.write_sweep(tmp_path, sweeps.outcomes()[:1], name=f"s{n}") for n in range(4)]
+    commands = [[sys.executable, "-c", code, str(d), str(tmp_path)] for d in dirs]
+    root = Path(tracking.__file__).parents[1]
+    started = [
+        subprocess.Popen(c, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for c in commands
+    ]
+    outputs = [p.communicate(timeout=60)[0] for p in started]
+    assert [("error=None" in o, o.count("\n")) for o in outputs] == [(True, 1)] * 4, outputs
+    assert len(client_of(Target(None, store=tmp_path)).search_runs(["1"])) == 8
+
+
+def test_a_locked_store_is_an_error_and_results_stay(target, monkeypatch):
+    sweep_dir = sweeps.write_sweep(target.store, sweeps.outcomes()[:1])
+    upload(sweep_dir, dataclasses.replace(target, experiment="first"))
+    before = files_below(sweep_dir)
+    monkeypatch.setattr(
+        "sqlite3.connect", lambda *a, **k: (_ for _ in ()).throw(sqlite3.OperationalError("database is locked"))
+    )
+    assert upload(sweep_dir, target).error == f"MLflow's store {resolved_uri(target)} is locked by another process"
+    assert files_below(sweep_dir) == before
+
+
+def test_a_deleted_experiment_is_an_error_that_says_how_to_restore_it(target):
+    sweep_dir = sweeps.write_sweep(target.store)
+    assert check(target) is None
+    upload(sweep_dir, target)
+    client_of(target).delete_experiment("1")
+    wanted = (
+        "MLflow's experiment 'tcsweep' was deleted, and its name stays taken: restore it by "
+        f"`MLFLOW_TRACKING_URI={resolved_uri(target)} mlflow experiments restore -x 1` or choose another name"
+    )
+    assert (check(target), upload(sweep_dir, target).error) == (wanted, wanted)
+
+
+# --- servers that fail ---
+
+
+@pytest.mark.parametrize(("listen", "why"), [(False, "connection refused"), (True, "timed out")])
+def test_a_server_that_does_not_answer_is_given_up_in_time(tmp_path, listen, why):
+    sweep_dir = sweeps.write_sweep(tmp_path)
+    before = files_below(tmp_path)
+    with a_port(listen) as port:
+        begun = time.monotonic()
+        uploaded = upload(sweep_dir, Target(f"http://127.0.0.1:{port}", store=tmp_path))
+        took = time.monotonic() - begun
+    assert uploaded.error == f"MLflow at http://127.0.0.1:{port} does not answer ({why})"
+    assert took < 8
+    assert files_below(tmp_path) == before
+
+
+def test_a_server_that_stops_answering_in_between_is_given_up_at_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+
+    def answer(handler):
+        if "get-by-name" in handler.path:
+            return 200, {"experiment": {"experiment_id": "1", "name": "tcsweep", "lifecycle_stage": "active"}}
+        time.sleep(0 if "health" in handler.path else 3)
+        return 200, {}
+
+    with a_server(answer) as port:
+        begun = time.monotonic()
+        uploaded = upload(sweeps.write_sweep(tmp_path), Target(f"http://127.0.0.1:{port}", store=tmp_path))
+        assert time.monotonic() - begun < 4
+    assert uploaded.error == f"MLflow at http://127.0.0.1:{port} does not answer (timed out)"
+    assert (uploaded.experiment_id, uploaded.runs) == ("1", 0)
+
+
+def test_the_password_reaches_the_server_and_nothing_else(tmp_path, capfd, caplog, monkeypatch):
+    caplog.set_level(logging.DEBUG)
+    seen = set()
+
+    def answer(handler):
+        seen.add(handler.headers.get("Authorization"))
+        return 500, {"message": f"no luck with {handler.path}, http://bob:S3cr@t/@h"}
+
+    with a_server(answer) as port, a_port(listen=False) as closed:
+        uris = [
+            f"http://{CREDENTIALS}@127.0.0.1:{port}",
+            f"http://{CREDENTIALS}@127.0.0.1:{closed}",
+            "http://bob:S3cr@t/#?@:x@nohost.invalid:5999",
+            "http://bob:S3cr et@",
+            "postgresql://bob:S3cret@nohost.invalid/db",
+            f"postgresql://bob:S3cret@127.0.0.1:{port}/db",
+            "nonsense://bob:S3cret@host",
+        ]
+        sweep_dir = sweeps.write_sweep(tmp_path)
+        monkeypatch.setattr(tracking, "WAIT_S", 1.0)
+        done = [upload(sweep_dir, Target(uri, store=tmp_path)) for uri in uris]
+        lines = [line for u, uri in zip(done, uris, strict=True) for line in ui_lines(u, Target(uri, store=tmp_path))]
+    assert seen - {None} == {"Basic Ym9iOlMzY3JAdC8="}  # bob:S3cr@t/
+    said = capfd.readouterr()
+    everything = [repr(done), repr(Target(uris[0], store=tmp_path)), *lines, *said, caplog.text]
+    everything += [p.read_bytes().decode(errors="replace") for p in tmp_path.rglob("*") if p.is_file()]
+    assert [text for text in everything if SECRET in text] == []
+    assert all(u.error and "\n" not in u.error for u in done)
+    assert said == ("", "")
+
+
+def test_a_password_in_the_typed_command_is_not_sent(target):
+    sweep_dir = sweeps.write_sweep(target.store)
+    sweep, outcomes = load_sweep(sweep_dir)
+    leaky = dataclasses.replace(sweep, command=f"tcsweep tracking.uri=http://{CREDENTIALS}@host:5000")
+    run = tracking._parent(leaky, tracking.rows(outcomes), sweep_dir, "1")
+    assert run.tags["tcsweep.command"] == "tcsweep tracking.uri=http://bob@host:5000"
+
+
+# --- addresses ---
+
+
+@pytest.mark.parametrize(
+    ("uri", "safe"),
+    [
+        ("http://host:5000", "http://host:5000"),
+        ("http://bob@host:5000/x", "http://bob@host:5000/x"),
+        ("http://bob:S3cr%40t%2F@host:5000/x", "http://bob@host:5000/x"),
+        ("http://bob@corp.com:p:w/@#?@host", "http://bob@corp.com@host"),
+        ("http://:pw@host", "http://@host"),
+        ("http://bob:p w\n@host", "http://bob@host"),
+        ("postgresql+psycopg2://bob:pw@nohost/db?sslpassword=pw&x=1", "postgresql+psycopg2://bob@nohost/db?sslpassword=***&x=1"),
+        ("sqlite:////a:b@c/mlflow.db", "sqlite:////a:b@c/mlflow.db"),
+    ],
+)  # fmt: skip
+def test_safe_addresses_hold_no_password(uri, safe):
+    assert safe_uri(uri) == safe
+
+
+def test_text_is_redacted_wherever_an_address_stands_in_it():
+    text = "from http://bob:p%40w@h:1/x and 'mysql://u:p@w@h' at 12:30, mail x@y.z, sqlite:////a:b@c"
+    assert redact(text) == "from http://bob@h:1/x and 'mysql://u@h' at 12:30, mail x@y.z, sqlite:////a:b@c"
+
+
+def test_the_address_is_the_one_asked_for_then_the_environments_then_the_embedded_store(monkeypatch):
+    assert resolved_uri(Target(None, store=Path("/o p"))) == "sqlite:////o p/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://env")
+    assert resolved_uri(Target(None, store=Path("/o"))) == "http://env"
+    assert resolved_uri(Target("http://asked", store=Path("/o"))) == "http://asked"
+
+
+@pytest.mark.parametrize(
+    ("uri", "reason"),
+    [
+        (None, None),
+        ("http://host:5000", None),
+        ("https://bob:p%40w@host/mlflow", None),
+        ("postgresql://u:p@h/db", None),
+        ("databricks", None),
+        ("./mlruns", "MLflow since 3.13 refuses a folder (./mlruns): use sqlite:///{cwd}/mlruns/mlflow.db, or set MLFLOW_ALLOW_FILE_STORE=true"),
+        ("file:///a%20b/m", "MLflow since 3.13 refuses a folder (file:///a%20b/m): use sqlite:////a b/m/mlflow.db, or set MLFLOW_ALLOW_FILE_STORE=true"),
+        ("s3://b:k@bucket", "MLflow has no store for s3://b@bucket: use http(s)://host:port, sqlite:////path/mlflow.db or a database"),
+        ("http:///x", "http:///x names no host: use http://host:port; characters such as @ / # in a password as %40 %2F %23"),
+        ("http://h:x1", "http://h:x1 names no host: use http://host:port; characters such as @ / # in a password as %40 %2F %23"),
+        ("sqlite://", "sqlite:// is a database in memory, lost at once: use sqlite:////path/mlflow.db"),
+        ("sqlite:////proc/x/m.db", "cannot write MLflow's store /proc/x/m.db: /proc is not writable; set another address for tracking"),
+    ],
+)  # fmt: skip
+def test_an_address_that_cannot_work_is_found_before_measuring(tmp_path, monkeypatch, uri, reason):
+    monkeypatch.setattr("os.access", lambda path, mode: str(path) != "/proc")
+    found = check(Target(uri, store=tmp_path / "new"))
+    assert found == (reason and reason.format(cwd=Path.cwd()))
+
+
+def test_a_folder_is_taken_where_mlflow_is_told_to_allow_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    assert check(Target("./mlruns", store=tmp_path)) is None
+
+
+def test_without_mlflow_results_are_kept_and_it_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    wanted = "mlflow is not installed: `pip install mlflow`, or turn tracking off; results are kept on disk"
+    target = Target(None, store=tmp_path)
+    assert (check(target), upload(sweeps.write_sweep(tmp_path), target).error) == (wanted, wanted)
+
+
+def test_neither_the_import_nor_the_check_imports_mlflow_or_anything_slow():
+    code = (
+        "import sys; from pathlib import Path; from tcsweep.tracking import Target, check; check(Target(None, store=Path('/x')));"
+        "print([m for m in ('mlflow', 'torch', 'requests', 'filelock', 'sqlalchemy') if m in sys.modules])"
+    )
+    root = Path(tracking.__file__).parents[1]
+    assert subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True).stdout == "[]\n"
+
+
+def test_the_lines_for_a_person_start_the_pages_and_open_this_sweep(tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+    uploaded = tracking.Uploaded("3", "r", "", 1, 0, None, "day_1")
+    page = (
+        "#/experiments/3/runs?workflowType=machine_learning&searchFilter=tags.%60tcsweep.sweep_id%60%20%3D%20%27day_1%27"
+        "&orderByKey=metrics.%60throughput_img_s%60&orderByAsc=false"
+    )
+    assert ui_lines(uploaded, Target(None, store=Path("/o p"))) == [
+        "mlflow ui --backend-store-uri 'sqlite:////o p/mlflow.db' --port 5000   (or: make ui)",
+        f"http://127.0.0.1:5000/{page}",
+    ]
+    assert ui_lines(uploaded, Target("https://bob:pw@host:80/ml/", store=tmp_path)) == [f"https://host:80/ml/{page}"]
+    assert ui_lines(dataclasses.replace(uploaded, experiment_id=None), Target(None, store=tmp_path)) == []
