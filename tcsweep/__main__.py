@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tcsweep.mistakes import Mistake, unknown
+from tcsweep.mistakes import Mistake, unknown_word
 
 USAGE = "python -m tcsweep sync FOLDER [FOLDER ...]"
 
@@ -30,7 +30,7 @@ def main() -> None:
 def _command(argv: Sequence[str]) -> int:
     if argv and not argv[0].startswith(("-", "+", "~")) and "=" not in argv[0]:
         if argv[0] not in COMMANDS:
-            raise unknown("command", argv[0], COMMANDS)
+            raise unknown_word("command", argv[0], COMMANDS)
         return COMMANDS[argv[0]](list(argv[1:]))
     return _hydra(argv)
 
@@ -96,7 +96,8 @@ def _sync(arguments: list[str]) -> int:
         if not (folder / store.SWEEP).is_file():
             raise Mistake(f"{folder} is no sweep's folder: it has no {store.SWEEP}")
     target = Target(uri=None, store=Path("outputs").resolve())
-    return 0 if all([app.send(folder.resolve(), target, Console()) for folder in folders]) else 1
+    sent = [app.send(folder.resolve(), target, Console()) for folder in folders]
+    return 0 if all(sent) else 1
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {"sync": _sync}

@@ -47,7 +47,7 @@ ARGV: list[str] = []  # the command line as typed, before it was rewritten for H
 
 
 def tell(folder: Path, target: Target | None, console: Any) -> None:
-    """Everything that follows the measuring, from what is on disk: files, table, MLflow. None of it can lose a result."""
+    """Everything that follows the measuring, from what is on disk: files, table, MLflow. It cannot lose a result."""
     from tcsweep import report, store
     from tcsweep.report import table
 

@@ -8,7 +8,7 @@ import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any, Optional
 from urllib.parse import urlsplit
 
 from hydra.core.config_store import ConfigStore
@@ -27,25 +27,33 @@ BATCH_MAX = 2**40  # above any memory; sizes that only this machine cannot hold 
 
 @dataclass
 class ModelConf:
+    """conf/model: a torchvision classifier."""
+
     name: str = MISSING
-    weights: Optional[str] = None  # noqa: UP045 - OmegaConf 2.3 reads Optional, not `|`
-    image_size: Optional[int] = None  # noqa: UP045
+    weights: Optional[str] = None
+    image_size: Optional[int] = None
 
 
 @dataclass
 class NameConf:
+    """A group that is chosen by name only."""
+
     name: str = MISSING
 
 
 @dataclass
 class BatchConf:
+    """conf/batch: images a batch."""
+
     size: int = MISSING
 
 
 @dataclass
 class TrackingConf:
+    """conf/tracking."""
+
     name: str = MISSING
-    uri: Optional[str] = None  # noqa: UP045
+    uri: Optional[str] = None
     experiment: str = "tcsweep"
 
 
@@ -57,7 +65,10 @@ def _structured(frozen: type) -> type:
 
 
 def _optional(hint: Any) -> Any:
-    return Union[typing.get_args(hint)] if isinstance(hint, types.UnionType) else hint
+    """OmegaConf 2.3 reads Optional[X], not X | None."""
+    if not isinstance(hint, types.UnionType):
+        return hint
+    return Optional[next(a for a in typing.get_args(hint) if a is not type(None))]
 
 
 MeasureConf: Any = _structured(Measure)
@@ -65,6 +76,8 @@ MeasureConf: Any = _structured(Measure)
 
 @dataclass
 class Config:
+    """The root of conf/config.yaml."""
+
     model: ModelConf = field(default_factory=ModelConf)
     precision: NameConf = field(default_factory=NameConf)
     batch: BatchConf = field(default_factory=BatchConf)
@@ -75,7 +88,7 @@ class Config:
     tracking: TrackingConf = field(default_factory=TrackingConf)
     amp_backend: str = "auto"
     seed: int = 0
-    name: Optional[str] = None  # noqa: UP045
+    name: Optional[str] = None
 
 
 @dataclass(frozen=True)

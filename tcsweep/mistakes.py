@@ -10,12 +10,20 @@ class Mistake(ValueError):
     """An override that can never be right: the whole sweep is refused, exit status 2. The text is one line."""
 
 
-def unknown(what: str, value: str, allowed: Iterable[str], *, limit: int = 24) -> Mistake:
-    """A Mistake for a value outside a list: names the nearest match and, where the list is short, all of it."""
+def unknown(what: str, value: str, allowed: Iterable[str]) -> Mistake:
+    """A Mistake for a value outside a list: `precision=fp61 is unknown; did you mean fp16? Allowed: ...`."""
+    shown = value if value and value == value.strip() else repr(value)
+    return _unknown(f"{what}={shown} is unknown", value, allowed)
+
+
+def unknown_word(kind: str, word: str, allowed: Iterable[str]) -> Mistake:
+    """The same for a word that is no value: `unknown key modle; did you mean model? Allowed: ...`."""
+    return _unknown(f"unknown {kind} {word}", word, allowed)
+
+
+def _unknown(text: str, value: str, allowed: Iterable[str], limit: int = 24) -> Mistake:
     names = list(allowed)
     near = difflib.get_close_matches(value.strip().lower(), [n.lower() for n in names], n=1, cutoff=0.5)
-    text = f"{what}={value!r} is unknown" if value != value.strip() or not value else f"{what}={value} is unknown"
-    if near:
-        text += f"; did you mean {next(n for n in names if n.lower() == near[0])}?"
-    shown = ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
-    return Mistake(f"{text} Allowed: {shown}" if near else f"{text}. Allowed: {shown}")
+    hint = f"; did you mean {next(n for n in names if n.lower() == near[0])}?" if near else "."
+    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return Mistake(f"{text}{hint} Allowed: {', '.join(names[:limit])}{rest}")

@@ -20,7 +20,7 @@ from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString
 from hydra.errors import HydraException
 
 from tcsweep.catalog import classifiers, conf_dir, groups, options
-from tcsweep.mistakes import Mistake, unknown
+from tcsweep.mistakes import Mistake, unknown, unknown_word
 
 # Hydra's flags that take a value (`hydra --help`): what follows them is no override.
 _VALUE_FLAGS = {"--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"}
@@ -87,7 +87,7 @@ def rewrite(argv: Sequence[str], keys: Sequence[str]) -> list[str]:
 def _parse(text: str) -> Override:
     if re.search(r"=\s*$", text) and not text.startswith("~"):
         raise Mistake(f"{text}: a value is missing after '='")
-    if re.search(r"=,|,,|,\s*$", text):
+    if re.search(r"=\s*,|,\s*,|,\s*$", text) and not re.search(r"['\"]", text):
         raise Mistake(f"{text}: an empty value between commas")
     try:
         return OverridesParser.create().parse_override(text)
@@ -106,9 +106,7 @@ def _check_key(override: Override, keys: Sequence[str], folders: Sequence[Path])
     if override.is_add() and key not in ("experiment", *keys):
         return  # Hydra adds it, and the schema says whether it may
     if key not in allowed:
-        top = [k for k in allowed if "." not in k]
-        error = unknown("", key, allowed if "." in key else top, limit=16)
-        raise Mistake(str(error).replace("=", "unknown key ", 1).replace(" is unknown", "", 1))
+        raise unknown_word("key", key, [k for k in allowed if ("." in k) == ("." in key)])
 
 
 def _check_sweep(text: str, override: Override, multirun: bool) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tcsweep.explain import Verdict, verdicts
 from tcsweep.job import Failure, Job, Outcome, Result, Skipped
-from tcsweep.stats import Figures, Interval, figures, log_interval, round_throughput
+from tcsweep.stats import Figures, Interval, figures, geometric_mean, log_interval, round_throughput
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ def _over(outcome: Outcome, base: Outcome | None, what: str) -> Speedup:
     ratios = round_ratios(outcome, base)
     if not ratios:
         return Speedup(None, reason=f"no round in common with its {what}")
-    return Speedup(statistics.geometric_mean(ratios), log_interval(ratios))
+    return Speedup(geometric_mean(ratios), log_interval(ratios))
 
 
 def round_ratios(outcome: Result, base: Result) -> list[float]:

@@ -77,6 +77,11 @@ def log_interval(values: Sequence[float]) -> Interval | None:
     return Interval(math.exp(mean - half), math.exp(mean + half))
 
 
+def geometric_mean(values: Sequence[float]) -> float:
+    """Geometric mean; a single value comes back to the last digit."""
+    return values[0] if len(values) == 1 else statistics.geometric_mean(values)
+
+
 def lag1(values: Sequence[float]) -> float:
     """Lag-1 autocorrelation; 0 where it is undefined."""
     mean = statistics.fmean(values)
@@ -124,7 +129,7 @@ def round_throughput(batch: int, one: Round) -> float:
 def figures(job: Job, rounds: Sequence[Round]) -> Figures:
     """The figures of a job: means are geometric over rounds, latencies pooled. Needs at least one round."""
     rates = [round_throughput(job.batch, r) for r in rounds]
-    throughput = statistics.geometric_mean(rates)
+    throughput = geometric_mean(rates)
     within = [block_interval(r.block_wall_ms) for r in rounds]
     halves = [w.half_width for w in within if w is not None]
     half = math.sqrt(sum(h * h for h in halves)) / len(halves) if halves else None
@@ -138,7 +143,7 @@ def figures(job: Job, rounds: Sequence[Round]) -> Figures:
         throughput_ci95=log_interval(rates),
         throughput_ci95_within=None if half is None else Interval(throughput * (1 - half), throughput * (1 + half)),
         wall_ms=job.batch / throughput * 1e3,
-        device_ms=statistics.geometric_mean(devices) if devices else None,
+        device_ms=geometric_mean(devices) if devices else None,
         latency_ms_p50=percentile(latencies, 50),
         latency_ms_p90=percentile(latencies, 90),
         latency_ms_p95=percentile(latencies, 95),

@@ -232,6 +232,7 @@ class Runner:
             lacks_rounds = len(state.rounds) < state.job.measure.rounds or state.wide()
             if number <= state.job.measure.rounds_max and lacks_rounds and not state.affords():
                 state.stopped = "budget"
+                self._forget_rounds(state)
         ready = [s for s in ready if s.stopped is None]
         asked = [s for s in ready if number <= s.job.measure.rounds]
         wide = [s for s in ready if s.job.measure.rounds < number <= s.job.measure.rounds_max and s.wide()]
@@ -258,10 +259,15 @@ class Runner:
         if isinstance(value, Broken):
             state.failure = value
             self._progress.failed(job.label, _overrides(job), f"{value.reason} (stage: {value.stage})")
+            self._forget_rounds(state)
         else:
             state.rounds.append(dataclasses.replace(value, worker_s=time.monotonic() - asked_at))
             self._progress.round_done(job.label, number, round_throughput(job.batch, value))
         store.save_outcome(self._folder, _outcome(state, False))
+
+    def _forget_rounds(self, state: State) -> None:
+        """Take the rounds that a job will not have out of the bar."""
+        self._progress.added_rounds(-max(0, state.job.measure.rounds - len(state.rounds)))
 
     def _listen(self, job: Job, kind: str, said: Any) -> None:
         if kind == "stage":

@@ -24,6 +24,9 @@ REMOVED_VARIABLES = ("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE")
 PRIVATE_PREFIXES = ("MLFLOW_",)
 
 
+HEARTBEAT_S = 1.0  # a silent worker's stage is said again, so that the elapsed time moves on
+
+
 @dataclass(frozen=True)
 class Broken:
     """A worker that gave no value: where, what kind, and one line for a person."""
@@ -108,7 +111,10 @@ def _listen(process: Any, pipe: Connection, timeout_s: float, listen: Listener) 
     deadline, stage = time.monotonic() + timeout_s, "start"
     while True:
         left = deadline - time.monotonic()
-        if left <= 0 or not pipe.poll(left):
+        if left > 0 and not pipe.poll(min(left, HEARTBEAT_S)):
+            listen("stage", stage)
+            continue
+        if left <= 0:
             return Broken(stage, "timeout", f"no result after {timeout_s:g} s, while in stage {stage!r}")
         try:
             kind, value = pipe.recv()

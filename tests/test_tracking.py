@@ -8,6 +8,7 @@ import getpass
 import http.server
 import json
 import logging
+import multiprocessing
 import shutil
 import socket
 import sqlite3
@@ -18,8 +19,8 @@ import time
 from pathlib import Path
 
 import pytest
-
 import sweeps
+
 from tcsweep import tracking
 from tcsweep.job import Environment
 from tcsweep.store import load_sweep, save_outcome, save_sweep
@@ -107,7 +108,7 @@ def a_server(answer):
             self.end_headers()
             self.wfile.write(text)
 
-        do_POST = do_GET
+        do_POST = do_GET  # noqa: N815
 
         def log_message(self, *_):
             pass
@@ -119,6 +120,14 @@ def a_server(answer):
     finally:
         server.shutdown()
         server.server_close()
+
+
+def in_a_process(code, *arguments):
+    """All that a fresh interpreter says."""
+    root = Path(tracking.__file__).parents[1]
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    return done.stdout
 
 
 # --- what is sent ---
@@ -232,10 +241,12 @@ def test_all_metrics_go_in_one_batch_in_their_order_at_the_results_own_end(targe
     monkeypatch.setattr(MlflowClient, "log_batch", spy)
     reference = sweeps.a_result(sweeps.a_job(), rounds=10)
     upload(sweeps.write_sweep(target.store, [dataclasses.replace(reference, ended_at=sweeps.STARTED + 9.25)]), target)
-    names = (
-        "throughput_img_s throughput_ci95_low throughput_ci95_high speedup speedup_ci95_low speedup_ci95_high speedup_total "
-        "latency_ms_p50 latency_ms_p90 latency_ms_p95 latency_ms_p99 device_ms wall_ms peak_memory_mib setup_s"
-    ).split()
+    names = [
+        *("throughput_img_s", "throughput_ci95_low", "throughput_ci95_high"),
+        *("speedup", "speedup_ci95_low", "speedup_ci95_high", "speedup_total"),
+        *("latency_ms_p50", "latency_ms_p90", "latency_ms_p95", "latency_ms_p99"),
+        *("device_ms", "wall_ms", "peak_memory_mib", "setup_s"),
+    ]
     assert [b for b in batches if b] == [[(name, 1_764_000_009_250, 0) for name in names]]
 
 
@@ -425,37 +436,37 @@ def test_two_uploaders_of_one_sweep_do_not_meet(target, monkeypatch):
 # --- stores ---
 
 
-def test_a_new_store_is_made_quietly_in_a_folder_with_an_odd_name(tmp_path, capfd, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_a_new_store_is_made_quietly_in_a_folder_with_an_odd_name(tmp_path):
     odd = tmp_path / "a b" / "c%20d 100% x" / "e?f#g"
     target = Target(None, store=odd)
     sweep_dir = sweeps.write_sweep(odd, sweeps.outcomes()[:1])
-    uploaded = upload(sweep_dir, target)
-    assert uploaded.error is None
-    assert capfd.readouterr() == ("", "")
-    folders = {str(p.relative_to(tmp_path)) for p in tmp_path.glob("*/*/*")}
-    assert folders == {"a b/c%20d 100% x/e?f#g"}
-    client = client_of(target)
+    code = (
+        "import sys, threading; from pathlib import Path; from tcsweep.tracking import Target, upload; "
+        "done = upload(Path(sys.argv[1]), Target(None, store=Path(sys.argv[2])));"
+        "print(done.parent_run_id, done.error, len(threading.enumerate()))"  # a second thread would be telemetry's
+    )
+    said = in_a_process(code, str(sweep_dir), str(odd))
+    run_id = said.partition(" ")[0]
+    assert said == f"{run_id} None 1\n"
+    assert {str(p.relative_to(tmp_path)) for p in tmp_path.glob("*/*/*")} == {"a b/c%20d 100% x/e?f#g"}
     with contextlib.closing(sqlite3.connect(odd / "mlflow.db")) as database:
         assert database.execute("pragma journal_mode").fetchone() == ("wal",)
-    saved = client.download_artifacts(uploaded.parent_run_id, "sweep.json")
+    saved = client_of(target).download_artifacts(run_id, "sweep.json")
     assert Path(saved).read_bytes() == (sweep_dir / "sweep.json").read_bytes()
 
 
-def test_processes_that_open_one_new_store_at_once_all_succeed(tmp_path):
-    code = (
-        "import sys; from pathlib import Path; from tcsweep.tracking import Target, upload;"
-        "print(upload(Path(sys.argv[1]), Target(None, store=Path(sys.argv[2]))))"
-    )
+def test_processes_that_open_one_new_store_at_once_all_succeed(tmp_path, new_database):
+    target = Target(None, store=tmp_path)
     dirs = [sweeps.write_sweep(tmp_path, sweeps.outcomes()[:1], name=f"s{n}") for n in range(4)]
-    commands = [[sys.executable, "-c", code, str(d), str(tmp_path)] for d in dirs]
-    root = Path(tracking.__file__).parents[1]
-    started = [
-        subprocess.Popen(c, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for c in commands
-    ]
-    outputs = [p.communicate(timeout=60)[0] for p in started]
-    assert [("error=None" in o, o.count("\n")) for o in outputs] == [(True, 1)] * 4, outputs
-    assert len(client_of(Target(None, store=tmp_path)).search_runs(["1"])) == 8
+    fork = multiprocessing.get_context("fork")  # mlflow is imported here already: a fresh one takes seconds each
+    errors = fork.Queue()
+    started = [fork.Process(target=lambda d=d: errors.put(upload(d, target).error)) for d in dirs]
+    for process in started:
+        process.start()
+    assert [errors.get(timeout=60) for _ in started] == [None] * 4
+    for process in started:
+        process.join()
+    assert len(client_of(target).search_runs(["1"])) == 8
 
 
 def test_a_locked_store_is_an_error_and_results_stay(target, monkeypatch):
@@ -586,6 +597,13 @@ def test_the_address_is_the_one_asked_for_then_the_environments_then_the_embedde
     assert resolved_uri(Target("http://asked", store=Path("/o"))) == "http://asked"
 
 
+FOLDER = "MLflow since 3.13 refuses a folder ({uri}): use {better}, or set MLFLOW_ALLOW_FILE_STORE=true"
+STORES = "use http(s)://host:port, sqlite:////path/mlflow.db or a database"
+NO_HOST = "{uri} names no host: use http://host:port; characters such as @ / # in a password as %40 %2F %23"
+IN_MEMORY = "sqlite:// is a database in memory, lost at once: use sqlite:////path/mlflow.db"
+READ_ONLY = "cannot write MLflow's store /proc/x/m.db: /proc is not writable; set another address for tracking"
+
+
 @pytest.mark.parametrize(
     ("uri", "reason"),
     [
@@ -594,19 +612,19 @@ def test_the_address_is_the_one_asked_for_then_the_environments_then_the_embedde
         ("https://bob:p%40w@host/mlflow", None),
         ("postgresql://u:p@h/db", None),
         ("databricks", None),
-        ("./mlruns", "MLflow since 3.13 refuses a folder (./mlruns): use sqlite:///{cwd}/mlruns/mlflow.db, or set MLFLOW_ALLOW_FILE_STORE=true"),
-        ("file:///a%20b/m", "MLflow since 3.13 refuses a folder (file:///a%20b/m): use sqlite:////a b/m/mlflow.db, or set MLFLOW_ALLOW_FILE_STORE=true"),
-        ("s3://b:k@bucket", "MLflow has no store for s3://b@bucket: use http(s)://host:port, sqlite:////path/mlflow.db or a database"),
-        ("http:///x", "http:///x names no host: use http://host:port; characters such as @ / # in a password as %40 %2F %23"),
-        ("http://h:x1", "http://h:x1 names no host: use http://host:port; characters such as @ / # in a password as %40 %2F %23"),
-        ("sqlite://", "sqlite:// is a database in memory, lost at once: use sqlite:////path/mlflow.db"),
-        ("sqlite:////proc/x/m.db", "cannot write MLflow's store /proc/x/m.db: /proc is not writable; set another address for tracking"),
+        ("/a/mlruns", FOLDER.format(uri="/a/mlruns", better="sqlite:////a/mlruns/mlflow.db")),
+        ("./mlruns", FOLDER.format(uri="./mlruns", better=f"sqlite:///{Path.cwd()}/mlruns/mlflow.db")),
+        ("file:///a%20b/m", FOLDER.format(uri="file:///a%20b/m", better="sqlite:////a b/m/mlflow.db")),
+        ("s3://b:k@bucket", f"MLflow has no store for s3://b@bucket: {STORES}"),
+        ("http:///x", NO_HOST.format(uri="http:///x")),
+        ("http://h:x1", NO_HOST.format(uri="http://h:x1")),
+        ("sqlite://", IN_MEMORY),
+        ("sqlite:////proc/x/m.db", READ_ONLY),
     ],
-)  # fmt: skip
+)
 def test_an_address_that_cannot_work_is_found_before_measuring(tmp_path, monkeypatch, uri, reason):
     monkeypatch.setattr("os.access", lambda path, mode: str(path) != "/proc")
-    found = check(Target(uri, store=tmp_path / "new"))
-    assert found == (reason and reason.format(cwd=Path.cwd()))
+    assert check(Target(uri, store=tmp_path / "new")) == reason
 
 
 def test_a_folder_is_taken_where_mlflow_is_told_to_allow_it(tmp_path, monkeypatch):
@@ -623,11 +641,11 @@ def test_without_mlflow_results_are_kept_and_it_is_said(tmp_path, monkeypatch):
 
 def test_neither_the_import_nor_the_check_imports_mlflow_or_anything_slow():
     code = (
-        "import sys; from pathlib import Path; from tcsweep.tracking import Target, check; check(Target(None, store=Path('/x')));"
+        "import sys; from pathlib import Path; from tcsweep.tracking import Target, check; "
+        "check(Target(None, store=Path('/x')));"
         "print([m for m in ('mlflow', 'torch', 'requests', 'filelock', 'sqlalchemy') if m in sys.modules])"
     )
-    root = Path(tracking.__file__).parents[1]
-    assert subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True).stdout == "[]\n"
+    assert in_a_process(code) == "[]\n"
 
 
 def test_the_lines_for_a_person_start_the_pages_and_open_this_sweep(tmp_path, monkeypatch):

@@ -84,12 +84,17 @@ COLUMNS: dict[str, Callable[[Row], Any]] = {
 }
 
 
+def _cell(value: Any) -> Any:
+    """Ten digits of a number: a mean over rounds has dust in its last ones (199.99999999999991)."""
+    return float(f"{value:.10g}") if isinstance(value, float) else value
+
+
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
     """Write one line a job, whatever came of it; empty where there is no value. Readers see the old file or the new."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
-    writer.writerows([show(row) for show in COLUMNS.values()] for row in rows)
+    writer.writerows([_cell(show(row)) for show in COLUMNS.values()] for row in rows)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.write_text(text.getvalue(), encoding="utf-8")

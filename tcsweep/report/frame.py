@@ -33,7 +33,8 @@ def heading(sweep: Sweep, rows: Sequence[Row]) -> list[str]:
     for row in rows:
         devices.setdefault((row.outcome.environment.host, row.outcome.environment.device), []).append(row)
     lines = [_device_line(group[0].outcome.environment, group) for group in devices.values()]
-    return [*(lines or [_device_line(sweep.environment, [])]), _software_line(sweep.environment, rows)]
+    lines = lines or [_device_line(sweep.environment, [])]
+    return [line for line in (*lines, _software_line(sweep.environment, rows)) if line]
 
 
 def _device_line(environment: Environment, rows: Sequence[Row]) -> str:

@@ -202,7 +202,8 @@ class TerminalProgress:
         self._live.refresh()
 
     def _view(self) -> RenderableType:
-        label, state = Text(self._label), Text("  ".join(t for t in (self._round, self._doing) if t))
+        doing = encodable(self._doing, self._console.encoding)
+        label, state = Text(self._label), Text("  ".join(t for t in (self._round, doing) if t))
         bar = Table.grid(padding=(0, 2), expand=True)
         bar.add_column(ratio=1)
         bar.add_column(justify="right", no_wrap=True)

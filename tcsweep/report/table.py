@@ -259,6 +259,6 @@ def _print_failures(rows: Sequence[Row], console: Console) -> None:
     for label, what, log in failures(rows):
         console.print()
         console.print(Text(f"failed: {label}", style="red"), soft_wrap=True)
-        console.print(Padding(Text(what, overflow="fold"), (0, 0, 0, 2)))
+        console.print(Padding(Text(what, overflow="fold"), (0, 0, 0, 2), expand=False))
         if log:
             console.print(Text(f"  log: {log}"), soft_wrap=True)

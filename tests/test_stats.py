@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+
+from tcsweep.job import Job, Round
+from tcsweep.stats import (
+    Figures,
+    Interval,
+    block_interval,
+    figures,
+    has_trend,
+    lag1,
+    log_interval,
+    percentile,
+    round_throughput,
+    t975,
+)
+
+
+def one_round(number: int = 1, walls: tuple[float, ...] = (100.0, 100.0), **changes: object) -> Round:
+    facts: dict[str, object] = {
+        "number": number,
+        "started_at": 0.0,
+        "worker_s": 3.0,
+        "stage_s": {"start": 0.1, "context": 0.2, "build": 0.3, "input": 0.1, "first_call": 1.0, "warmup": 0.5},
+        "warmup_iterations": 5,
+        "block_iterations": 2,
+        "block_wall_ms": walls,
+        "block_device_ms": None,
+        "latency_ms": (),
+        "peak_memory_mib": 100.0,
+    }
+    return Round(**{**facts, **changes})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dof", [1, 2, 3, 5, 10, 30, 31, 40, 60, 120, 1000])
+def test_student_quantiles_agree_with_scipy(dof: int) -> None:
+    scipy_stats = pytest.importorskip("scipy.stats")
+    assert t975(dof) == pytest.approx(float(scipy_stats.t.ppf(0.975, dof)), abs=2e-4)
+
+
+def test_a_quantile_without_a_degree_of_freedom_is_refused() -> None:
+    with pytest.raises(ValueError, match="degree of freedom"):
+        t975(0)
+
+
+def test_the_interval_over_rounds_is_a_t_interval_of_logarithms() -> None:
+    interval = log_interval([100.0, 110.0, 121.0])
+    # logs are equally spaced by ln 1.1: mean ln 110, deviation ln 1.1
+    half = 4.3027 * math.log(1.1) / math.sqrt(3)
+    assert interval is not None
+    assert (interval.low, interval.high) == pytest.approx((110 * math.exp(-half), 110 * math.exp(half)))
+
+
+def test_one_round_has_no_interval() -> None:
+    assert log_interval([100.0]) is None
+
+
+def test_half_width_is_relative_to_the_middle() -> None:
+    assert Interval(98.0, 102.0).half_width == pytest.approx(0.02)
+
+
+def test_intervals_overlap_when_they_share_a_point() -> None:
+    assert Interval(1, 2).overlaps(Interval(2, 3))
+    assert not Interval(1, 2).overlaps(Interval(2.1, 3))
+
+
+def test_intervals_over_rounds_hold_the_mean_in_95_of_100_cases() -> None:
+    random_source = random.Random(7)
+    held = 0
+    for _ in range(2000):
+        interval = log_interval([math.exp(random_source.gauss(math.log(100), 0.05)) for _ in range(3)])
+        assert interval is not None
+        held += interval.low <= 100 <= interval.high
+    assert 0.935 <= held / 2000 <= 0.965
+
+
+def test_blocks_that_follow_each_other_are_joined_before_the_interval() -> None:
+    random_source, level, walls = random.Random(3), 0.0, []
+    for _ in range(200):
+        level = 0.9 * level + random_source.gauss(0, 1)
+        walls.append(100 + level)
+    joined, naive = block_interval(walls), block_interval(walls, least=200)
+    assert joined is not None
+    assert naive is not None
+    assert joined.half_width > 2 * naive.half_width
+
+
+def test_lag_one_autocorrelation_of_an_alternation_is_minus_one() -> None:
+    assert lag1([1.0, -1.0] * 50) == pytest.approx(-0.99)
+    assert lag1([5.0, 5.0, 5.0]) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("times", "trend"),
+    [
+        ([10.0, 9.0, 8.0, 7.0, 6.0, 5.0], True),
+        ([5.0, 6.0, 7.0, 8.0, 9.0, 10.0], True),
+        ([5.0, 6.0, 5.0, 6.0, 5.0, 6.0], False),
+        ([5.0] * 20, False),
+        ([3.0, 2.0, 1.0], False),  # too few to tell
+    ],
+)
+def test_a_trend_is_a_rise_or_a_fall(times: list[float], trend: bool) -> None:
+    assert has_trend(times) is trend
+
+
+def test_noise_is_called_a_trend_in_about_5_of_100_cases() -> None:
+    random_source = random.Random(11)
+    found = sum(has_trend([random_source.gauss(10, 1) for _ in range(20)]) for _ in range(1000))
+    assert 25 <= found <= 75
+
+
+@pytest.mark.parametrize(("p", "floor"), [(50, 11), (90, 64), (95, 130), (99, 662)])
+def test_a_percentile_needs_enough_samples(p: int, floor: int) -> None:
+    samples = [float(i) for i in range(1, floor + 1)]
+    assert percentile(samples[1:], p) is None
+    assert percentile(samples, p) == math.ceil(p / 100 * floor)
+
+
+def test_throughput_counts_the_images_of_all_blocks() -> None:
+    assert round_throughput(8, one_round(walls=(100.0, 300.0))) == pytest.approx(8 * 2 * 2 / 0.4)
+
+
+def test_figures_are_those_of_all_rounds() -> None:
+    rounds = [
+        one_round(1, (100.0, 100.0), latency_ms=(50.0,) * 6, block_device_ms=(90.0, 90.0)),
+        one_round(2, (100.0, 100.0), latency_ms=(60.0,) * 5, block_device_ms=(90.0, 90.0), peak_memory_mib=120.0),
+    ]
+    assert figures(Job(batch=4), rounds) == Figures(
+        throughput_img_s=pytest.approx(80.0),
+        throughput_ci95=Interval(pytest.approx(80.0), pytest.approx(80.0)),
+        throughput_ci95_within=Interval(pytest.approx(80.0), pytest.approx(80.0)),
+        wall_ms=pytest.approx(50.0),
+        device_ms=pytest.approx(45.0),
+        latency_ms_p50=50.0,
+        latency_ms_p90=None,
+        latency_ms_p95=None,
+        latency_ms_p99=None,
+        peak_memory_mib=120.0,
+        setup_s=pytest.approx(1.7),
+        rounds=2,
+        sustained_s=pytest.approx(0.4),
+    )
+
+
+def test_figures_of_one_round_have_no_interval_over_rounds() -> None:
+    found = figures(Job(batch=1), [one_round(walls=(100.0, 104.0, 96.0, 100.0, 100.0))])
+    assert found.throughput_ci95 is None
+    assert found.throughput_ci95_within is not None
