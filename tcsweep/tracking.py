@@ -44,6 +44,7 @@ QUIET_ENVIRONMENT = {
 }
 # Longest parameter values, tried in turn: the servers' limit was 250 before MLflow 1.28, then 500, 6000 since 2.9.
 PARAM_LIMITS = (500, 250)
+REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")  # MLflow's words for "not with these values"
 TAG_LIMIT = 5000  # of older servers; 8000 today
 DATABASES = ("postgresql", "mysql", "mssql")
 PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
@@ -254,8 +255,8 @@ def _unreachable(uri: str) -> str | None:
         try:
             with socket.create_connection((host, port), timeout=WAIT_S) as connection:
                 if scheme == "http":  # any answer will do
-                    connection.sendall(f"GET {parts.path}/health HTTP/1.0\r\nHost: {host}:{port}\r\n\r\n".encode())
-                    connection.recv(1)
+                    connection.sendall(f"HEAD {parts.path}/health HTTP/1.0\r\nHost: {host}:{port}\r\n\r\n".encode())
+                    connection.recv(65536)
             outcome.append(None)
         except OSError as error:
             outcome.append((error.strerror or str(error)).lower())
@@ -577,7 +578,7 @@ def _send_outcome(
         _fill_run(session, run_id, run, revised_at if revised else run.ended_at)
         session.runs += 1
     except MlflowException as error:  # refused for what it says: the other runs may still be taken
-        if error.error_code not in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST"):
+        if error.error_code not in REFUSALS:
             raise
         session.refusals.append(f"{run.name}: {_line(error, session.uri)}")
 
@@ -612,10 +613,8 @@ def _open_run(session: _Session, run: _Run, found: Any, more: Mapping[str, str])
 def _fill_run(session: _Session, run_id: str, run: _Run, metrics_at: float, complete: bool = True) -> None:
     """Everything after the run's creation; each step is safe to repeat, and `complete` comes last."""
     client = session.client
-    if run.metrics:
-        _log(client, run_id, metrics=run.metrics, at_ms=round(metrics_at * 1e3))
-    if run.params:
-        _log_params(client, run_id, run.params)
+    if run.metrics or run.params:
+        _log_facts(client, run_id, run, at_ms=round(metrics_at * 1e3))
     for path in run.files:
         client.log_artifact(run_id, str(path))
     client.set_terminated(run_id, status=run.status, end_time=round(run.ended_at * 1e3))
@@ -623,19 +622,19 @@ def _fill_run(session: _Session, run_id: str, run: _Run, metrics_at: float, comp
         _log(client, run_id, tags={"tcsweep.digest": run.digest, "tcsweep.upload": "complete"})
 
 
-def _log_params(client: Any, run_id: str, params: Mapping[str, str]) -> None:
-    """Parameters apart from metrics, since a server refuses a whole batch for one value that it finds too long."""
+def _log_facts(client: Any, run_id: str, run: _Run, at_ms: int) -> None:
+    """Metrics and parameters in one call. A server refuses all of it for one value that it finds too long: then the
+    metrics alone, and the parameters shorter."""
     from mlflow.exceptions import MlflowException
 
-    longest = max(len(v) for v in params.values())
-    for limit in PARAM_LIMITS:
-        try:
-            _log(client, run_id, params={k: _cut(v, limit) for k, v in params.items()})
-            return
-        except MlflowException as error:
-            last = limit == PARAM_LIMITS[-1] or longest <= PARAM_LIMITS[-1]
-            if last or error.error_code not in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST"):
-                raise
+    longest, shorter = ({k: _cut(v, limit) for k, v in run.params.items()} for limit in PARAM_LIMITS)
+    try:
+        _log(client, run_id, metrics=run.metrics, at_ms=at_ms, params=longest)
+    except MlflowException as error:
+        if error.error_code not in REFUSALS:
+            raise
+        _log(client, run_id, metrics=run.metrics, at_ms=at_ms)
+        _log(client, run_id, params=shorter)
 
 
 def _log(
@@ -706,8 +705,8 @@ def _open_client(address: str) -> Any:
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
 
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    if not os.environ.get("MLFLOW_LOGGING_LEVEL"):  # each error comes back as an exception, too
+        logging.getLogger("mlflow").setLevel(logging.CRITICAL)
     path = sqlite_path(address)
     if path is not None:
         _initialise(path)
@@ -794,7 +793,8 @@ def _line(error: BaseException, uri: str) -> str:
     elif "database is locked" in text:
         text = f"MLflow's store {shown} is locked by another process"
     else:
-        text = f"MLflow at {shown}: {text.splitlines()[0]}"
+        first = text.splitlines()[0].replace("<database_uri>", shlex.quote(shown))  # in the advice to upgrade it
+        text = f"MLflow at {shown}: {first}"
     return _cut(_clean(text, uri), 400)
 
 

@@ -70,9 +70,14 @@ class Server:
         from multiprocessing import forkserver
 
         self._context.set_forkserver_preload(["tcsweep._preload"])
+        with self._clean_environment():
+            forkserver.ensure_running()
+
+    @contextlib.contextmanager
+    def _clean_environment(self) -> Iterator[None]:
         private = [v for v in os.environ if v.startswith(PRIVATE_PREFIXES)]
         with _without(*self.removed, *private), _importable():
-            forkserver.ensure_running()
+            yield
 
     def run(
         self,
@@ -87,7 +92,8 @@ class Server:
         raises for what the worker does; KeyboardInterrupt passes through when the worker is gone."""
         ours, theirs = self._context.Pipe(duplex=False)
         process = self._context.Process(target=_main, args=(task, request, theirs, log and str(log)), daemon=False)
-        _start(process)
+        with self._clean_environment(), _hidden_main():
+            _start(process)
         theirs.close()
         try:
             return _listen(process, ours, timeout_s, listen or (lambda kind, value: None))
@@ -99,12 +105,11 @@ class Server:
 
 
 def _start(process: Any) -> None:
-    with _hidden_main():
-        try:
-            process.start()
-        except EOFError:  # the server was killed; the next start makes a new one
-            process._popen = None
-            process.start()
+    try:
+        process.start()
+    except EOFError:  # the server was killed; the next start makes a new one
+        process._popen = None
+        process.start()
 
 
 def _listen(process: Any, pipe: Connection, timeout_s: float, listen: Listener) -> Any:

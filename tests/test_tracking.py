@@ -19,12 +19,12 @@ import time
 from pathlib import Path
 
 import pytest
-import sweeps
 
 from tcsweep import tracking
 from tcsweep.job import Environment
 from tcsweep.store import load_sweep, save_outcome, save_sweep
 from tcsweep.tracking import Target, check, redact, resolved_uri, safe_uri, ui_lines, upload
+from tests import sweeps
 
 SECRET = "S3cr"
 CREDENTIALS = "bob:S3cr%40t%2F"
@@ -326,25 +326,53 @@ def test_long_values_are_cut_with_a_mark_and_whole_in_a_tag(target):
     child = tracking._child(sweep, tracking.rows([sweeps.a_result(job)])[0], sweep_dir)
     assert child.tags["tcsweep.param.model"] == model
     run_id = client_of(target).create_run("0").info.run_id
-    tracking._log_params(client_of(target), run_id, child.params)
+    tracking._log_facts(client_of(target), run_id, child, at_ms=0)
     assert client_of(target).get_run(run_id).data.params["model"] == model[:499] + "…"
     reason = tracking._child(sweep, tracking.rows(outcomes)[0], sweep_dir).tags["tcsweep.reason"]
     assert (len(reason), reason[-1]) == (5000, "…")
 
 
-def test_a_parameter_refused_as_too_long_is_sent_shorter():
-    from mlflow.exceptions import MlflowException
-
+def test_metrics_survive_a_server_that_refuses_a_long_parameter(tmp_path, monkeypatch):
     sent = []
 
-    class Strict:
-        def log_batch(self, run_id, metrics, params, tags):
-            if any(len(p.value) > 250 for p in params):
-                raise MlflowException("exceeded length limit", error_code=1000)  # INVALID_PARAMETER_VALUE
-            sent.extend(p.value for p in params)
+    def answer(handler):
+        if "get-by-name" in handler.path:
+            return 200, {"experiment": {"experiment_id": "1", "name": "tcsweep", "lifecycle_stage": "active"}}
+        if "log-batch" in handler.path:
+            params = handler.body.get("params", [])
+            if any(len(p["value"]) > 30 for p in params):
+                return 400, {"error_code": "INVALID_PARAMETER_VALUE", "message": "exceeded length limit"}
+            sent.append((len(handler.body.get("metrics", [])), [p["value"] for p in params if p["key"] == "model"]))
+        run = {"info": {"run_id": "r", "artifact_uri": (tmp_path / "there").as_uri(), "lifecycle_stage": "active"}}
+        return 200, {"run": run} if "runs/create" in handler.path or "runs/get" in handler.path else {}
 
-    tracking._log_params(Strict(), "r", {"model": "x" * 600})
-    assert sent == ["x" * 249 + "…"]
+    monkeypatch.setattr(tracking, "PARAM_LIMITS", (60, 30))
+    sweep_dir = sweeps.write_sweep(tmp_path / "o", [sweeps.a_result(sweeps.a_job(model="x" * 90))])
+    with a_server(answer) as port:
+        uploaded = upload(sweep_dir, Target(f"http://127.0.0.1:{port}", store=tmp_path))
+    assert (uploaded.error, uploaded.runs) == (None, 1)
+    assert [one for one in sent if one != (0, [])] == [(14, []), (0, ["x" * 29 + "…"])]
+
+
+def test_a_run_refused_for_good_does_not_keep_the_others_back(target, monkeypatch):
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    log_artifact = MlflowClient.log_artifact
+
+    def picky(self, run_id, path):
+        if "fp16" in path:
+            raise MlflowException("not this one", error_code=1000)  # INVALID_PARAMETER_VALUE
+        log_artifact(self, run_id, path)
+
+    sweep_dir = sweeps.write_sweep(target.store)
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "log_artifact", picky)
+        uploaded = upload(sweep_dir, target)
+    wanted = f"resnet50 fp16 b8 nhwc cudagraph: MLflow at {resolved_uri(target)}: not this one"
+    assert (uploaded.error, uploaded.runs) == (wanted, 4)
+    again = upload(sweep_dir, target)
+    assert (again.error, again.runs, again.already) == (None, 1, 4)
 
 
 # --- exactly once ---
