@@ -43,7 +43,7 @@ def observe(forward: Callable[[Tensor], Any], x: Tensor) -> tuple[OperatorRow, .
     return tuple(observer.rows)
 
 
-class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-ignore]
     """Writes each operator down, then lets it run as it would have."""
 
     def __init__(self) -> None:
