@@ -49,5 +49,5 @@ $(BIN)/.uv:
 	@touch $@
 
 $(BIN)/.ready: $(BIN)/.uv requirements.txt
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes --requirement requirements.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode --require-hashes --requirement requirements.txt
 	@touch $@

@@ -43,9 +43,9 @@ def _hydra(argv: Sequence[str]) -> int:
     from omegaconf import DictConfig
     from omegaconf.errors import OmegaConfBaseException
 
-    from tcsweep import app, catalog, config, overrides
+    from tcsweep import catalog, config, overrides, session
 
-    app.ARGV[:] = argv
+    session.begin(list(argv))
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises instead of printing and exiting with 1
     config.register()
@@ -53,6 +53,8 @@ def _hydra(argv: Sequence[str]) -> int:
     mistakes: list[Mistake] = []  # not raised through Hydra, which would print a line of its own first
 
     def task(composed: DictConfig) -> None:
+        from tcsweep import app
+
         try:
             app.measure([composed], Path(HydraConfig.get().runtime.output_dir))
         except Mistake as error:
@@ -67,7 +69,7 @@ def _hydra(argv: Sequence[str]) -> int:
         raise Mistake(_explained(error)) from None
     if mistakes:
         raise mistakes[0]
-    return max(app.EXIT_STATUS, default=0)
+    return max(session.EXIT_STATUS, default=0)
 
 
 def _explained(error: BaseException) -> str:

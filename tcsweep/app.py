@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import sys
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
-from tcsweep import config, sweep
+from tcsweep import config, session, sweep
 from tcsweep.config import Loaded, Tracking
 from tcsweep.mistakes import Mistake
 from tcsweep.tracking import Target, check, redact, ui_lines, upload
-
-EXIT_STATUS: list[int] = []  # of the sweeps of this process: Hydra returns nothing of its own
 
 
 def measure(configs: Sequence[DictConfig], folder: Path) -> sweep.Finished:
@@ -29,7 +27,7 @@ def measure(configs: Sequence[DictConfig], folder: Path) -> sweep.Finished:
     if target is not None and (reason := check(target)):
         progress.message(f"MLflow: {reason}; results go to the folder only")
         target = None
-    command = redact("python -m tcsweep " + " ".join(ARGV or sys.argv[1:]))
+    command = redact(shlex.join(["python", "-m", "tcsweep", *session.ARGV]))
     finished = sweep.run(
         [one.job for one in loaded],
         sweep.claim(folder),
@@ -38,12 +36,9 @@ def measure(configs: Sequence[DictConfig], folder: Path) -> sweep.Finished:
         composed=[redact(one.composed) for one in loaded],
         name=loaded[0].name,
     )
-    EXIT_STATUS.append(finished.exit_status)
+    session.EXIT_STATUS.append(finished.exit_status)
     tell(finished.folder, target, console)
     return finished
-
-
-ARGV: list[str] = []  # the command line as typed, before it was rewritten for Hydra
 
 
 def tell(folder: Path, target: Target | None, console: Any) -> None:

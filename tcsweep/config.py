@@ -15,7 +15,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from tcsweep.catalog import classifiers, options
+from tcsweep.catalog import classifiers, groups, options
 from tcsweep.engines import ENGINES
 from tcsweep.job import O_LEVELS, Job, Measure
 from tcsweep.mistakes import Mistake, unknown
@@ -113,6 +113,13 @@ class Loaded:
 def register() -> None:
     """Make the schema known to Hydra."""
     ConfigStore.instance().store(name="tcsweep_schema", node=Config, provider="tcsweep")
+    # For --help: Hydra's own $APP_CONFIG_GROUPS takes half a second and sorts numbers as text.
+    OmegaConf.register_new_resolver("tcsweep_options", _options_text, replace=True)
+
+
+def _options_text() -> str:
+    lines = (f"  {group:<11}{', '.join(options(group))}" for group in groups())
+    return "\n".join(lines) + "\n"
 
 
 def keys() -> list[str]:

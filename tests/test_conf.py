@@ -139,7 +139,13 @@ def test_a_value_that_can_never_be_right_is_one_line(overrides: list[str], said:
 
 def test_the_published_recipe_is_the_published_tables_setting() -> None:
     job = loaded("+experiment=published").job
-    assert (job.model, job.batch, job.layout, job.engine, job.measure.iterations) == ("resnet50", 100, "nchw", "eager", 30)
+    assert (job.model, job.batch, job.layout, job.engine, job.measure.iterations) == (
+        "resnet50",
+        100,
+        "nchw",
+        "eager",
+        30,
+    )
 
 
 def test_what_a_user_chooses_beside_a_recipe_wins() -> None:

@@ -46,7 +46,9 @@ def test_the_reference_is_fp32_nchw_eager() -> None:
     "outcome",
     [
         Result(Job(), "asked", 0, Environment(cpu_features=("avx2",)), (one_round(), one_round(2)), 1.0, 2.0, "budget"),
-        Failure(Job(weights="a"), "baseline", 1, Environment(), "build", "error", "boom", 1.0, 2.0, (one_round(),), "w.log"),
+        Failure(
+            Job(weights="a"), "baseline", 1, Environment(), "build", "error", "boom", 1.0, 2.0, (one_round(),), "w.log"
+        ),
         Skipped(Job(measure=Measure(iterations=30)), "reference", 2, Environment(notes=("a", "b")), "no", 1.0, 2.0),
     ],
 )

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,39 @@ def tcsweep(cwd: Path, *argv: str, timeout: float = 240, **env: str) -> subproce
         timeout=timeout,
         check=False,
     )
+
+
+@dataclass(frozen=True)
+class Done:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+class Here:
+    """The command line in this process: its fork server, and so torch, is started once for all tests."""
+
+    def __init__(self, cwd: Path, capsys: pytest.CaptureFixture[str], patch: pytest.MonkeyPatch) -> None:
+        self._cwd, self._capsys, self._patch = cwd, capsys, patch
+
+    def __call__(self, *argv: str, **env: str) -> Done:
+        from tcsweep.__main__ import main
+
+        for name in ("HYDRA_FULL_ERROR", "MLFLOW_TRACKING_URI"):
+            self._patch.delenv(name, raising=False)
+        for name, value in env.items():
+            self._patch.setenv(name, value)
+        self._patch.chdir(self._cwd)
+        self._patch.setattr(sys, "argv", ["tcsweep", *argv])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = self._capsys.readouterr()
+        return Done(int(ended.value.code or 0), said.out, said.err)
+
+
+@pytest.fixture
+def here(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Here:
+    return Here(tmp_path, capsys, monkeypatch)
 
 
 def environment(**env: str) -> dict[str, str]:
@@ -91,24 +125,24 @@ def test_a_sweep_of_precisions_and_batches_ends_in_the_mlflow_store(tmp_path: Pa
         (["-m", "batch=range(1,4)"], [1, 2, 3]),
     ],
 )
-def test_batches_of_any_size_are_measured(tmp_path: Path, overrides: list[str], batches: list[int]) -> None:
-    done = tcsweep(tmp_path, *overrides, *SMALL, *FAST, "tracking=none")
+def test_batches_of_any_size_are_measured(tmp_path: Path, here: Here, overrides: list[str], batches: list[int]) -> None:
+    done = here(*overrides, *SMALL, *FAST, "tracking=none")
     assert done.returncode == 0, done.stderr
     assert [int(r["batch"]) for r in summary(tmp_path)] == batches
     assert not (tmp_path / "outputs" / "mlflow.db").exists()
 
 
-def test_a_single_run_gets_its_baseline(tmp_path: Path) -> None:
-    done = tcsweep(tmp_path, "precision=o3", "batch=2", *SMALL, *FAST, "tracking=none")
+def test_a_single_run_gets_its_baseline(tmp_path: Path, here: Here) -> None:
+    done = here("precision=o3", "batch=2", *SMALL, *FAST, "tracking=none")
     assert done.returncode == 0, done.stderr
     rows = summary(tmp_path)
     assert [(r["role"], r["precision"]) for r in rows] == [("asked", "o3"), ("baseline", "fp32")]
     assert float(rows[0]["speedup"]) > 0
 
 
-def test_a_model_that_does_not_exist_refuses_the_whole_sweep(tmp_path: Path) -> None:
+def test_a_model_that_does_not_exist_refuses_the_whole_sweep(tmp_path: Path, here: Here) -> None:
     start = time.monotonic()
-    done = tcsweep(tmp_path, "-m", "model.name=resnet18,nope,resnet34,resnet50,vgg11", "batch=1")
+    done = here("-m", "model.name=resnet18,nope,resnet34,resnet50,vgg11", "batch=1")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("tcsweep: job 2 of 5: model=nope is unknown")
     assert done.stderr.count("\n") == 1
@@ -129,8 +163,8 @@ def test_a_model_that_does_not_exist_refuses_the_whole_sweep(tmp_path: Path) -> 
         (["precision=o1", "device=cpu", "amp_backend=apex"], "tcsweep: nothing can be measured here: o1 on cpu: apex"),
     ],
 )
-def test_a_mistake_is_one_line_and_status_2(tmp_path: Path, argv: list[str], said: str) -> None:
-    done = tcsweep(tmp_path, *argv)
+def test_a_mistake_is_one_line_and_status_2(tmp_path: Path, here: Here, argv: list[str], said: str) -> None:
+    done = here(*argv)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(said)
     assert done.stderr.count("\n") == 1
@@ -158,8 +192,8 @@ def test_help_and_mistakes_import_neither_torch_nor_mlflow() -> None:
     assert done.stdout == "[]\n"
 
 
-def test_a_batch_too_big_for_memory_is_one_failure_among_four_results(tmp_path: Path) -> None:
-    done = tcsweep(tmp_path, "-m", "batch=1,2,3,4,1000000000", *SMALL, *FAST)
+def test_a_batch_too_big_for_memory_is_one_failure_among_four_results(tmp_path: Path, here: Here) -> None:
+    done = here("-m", "batch=1,2,3,4,1000000000", *SMALL, *FAST)
     assert done.returncode == 1
     rows = summary(tmp_path)
     assert [r["status"] for r in rows] == ["ok", "ok", "ok", "ok", "failed"]
@@ -170,7 +204,16 @@ def test_a_batch_too_big_for_memory_is_one_failure_among_four_results(tmp_path: 
 
 def test_a_worker_killed_with_sigkill_is_one_failure_among_four_results(tmp_path: Path) -> None:
     sweep = subprocess.Popen(
-        [sys.executable, "-m", "tcsweep", "-m", "batch=1,2,3,4,5", *SMALL, "measure.timed_s_min=1", "measure.timed_s_max=1"],
+        [
+            sys.executable,
+            "-m",
+            "tcsweep",
+            "-m",
+            "batch=1,2,3,4,5",
+            *SMALL,
+            "measure.timed_s_min=1",
+            "measure.timed_s_max=1",
+        ],
         cwd=tmp_path,
         env=environment(),
         stdout=subprocess.PIPE,
@@ -188,7 +231,16 @@ def test_a_worker_killed_with_sigkill_is_one_failure_among_four_results(tmp_path
 
 def test_ctrl_c_keeps_everything_measured(tmp_path: Path) -> None:
     sweep = subprocess.Popen(
-        [sys.executable, "-m", "tcsweep", "-m", "batch=1,2,3", *SMALL, "measure.timed_s_min=1", "measure.timed_s_max=1"],
+        [
+            sys.executable,
+            "-m",
+            "tcsweep",
+            "-m",
+            "batch=1,2,3",
+            *SMALL,
+            "measure.timed_s_min=1",
+            "measure.timed_s_max=1",
+        ],
         cwd=tmp_path,
         env=environment(),
         stdout=subprocess.PIPE,
@@ -240,27 +292,29 @@ def children(pid: int) -> list[int]:
         return []
 
 
-def test_a_state_dict_that_does_not_fit_is_a_failure_with_its_reason(tmp_path: Path) -> None:
+def test_a_state_dict_that_does_not_fit_is_a_failure_with_its_reason(tmp_path: Path, here: Here) -> None:
     import torch
 
     torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "wrong.pt")
-    done = tcsweep(tmp_path, "batch=1", *SMALL, *FAST, f"model.weights={tmp_path / 'wrong.pt'}", "tracking=none")
+    done = here("batch=1", *SMALL, *FAST, f"model.weights={tmp_path / 'wrong.pt'}", "tracking=none")
     assert done.returncode == 1
-    assert re.search(r"Error\(s\) in loading state_dict for ResNet: (Missing key|size mismatch)", done.stdout + done.stderr)
+    assert re.search(
+        r"Error\(s\) in loading state_dict for ResNet: (Missing key|size mismatch)", done.stdout + done.stderr
+    )
 
 
-def test_an_unreachable_server_costs_seconds_and_loses_nothing(tmp_path: Path) -> None:
-    done = tcsweep(tmp_path, "batch=1", *SMALL, *FAST, MLFLOW_TRACKING_URI="http://127.0.0.1:9")
+def test_an_unreachable_server_costs_seconds_and_loses_nothing(tmp_path: Path, here: Here) -> None:
+    done = here("batch=1", *SMALL, *FAST, MLFLOW_TRACKING_URI="http://127.0.0.1:9")
     assert done.returncode == 0
     assert "python -m tcsweep sync" in done.stdout
     assert [r["status"] for r in summary(tmp_path)] == ["ok"]
-    again = tcsweep(tmp_path, "sync", str(sweep_folder(tmp_path)))
+    again = here("sync", str(sweep_folder(tmp_path)))
     assert again.returncode == 0, again.stdout
     assert (tmp_path / "outputs" / "mlflow.db").exists()
 
 
-def test_a_password_in_the_tracking_address_is_nowhere(tmp_path: Path) -> None:
-    done = tcsweep(tmp_path, "batch=1", *SMALL, *FAST, "tracking.uri='http://bob:S3cr%40t@127.0.0.1:9'")
+def test_a_password_in_the_tracking_address_is_nowhere(tmp_path: Path, here: Here) -> None:
+    done = here("batch=1", *SMALL, *FAST, "tracking.uri='http://bob:S3cr%40t@127.0.0.1:9'")
     assert done.returncode == 0
     for text in (done.stdout, done.stderr):
         assert "S3cr" not in text
@@ -301,7 +355,7 @@ def test_a_second_sweep_on_the_device_waits_and_says_for_whom(tmp_path: Path) ->
     assert "python -m tcsweep batch=1" in waited[0]
 
 
-def test_output_that_is_no_terminal_is_plain(tmp_path: Path) -> None:
-    done = tcsweep(tmp_path, "batch=1", *SMALL, *FAST, "tracking=none", COLUMNS="100")
+def test_output_that_is_no_terminal_is_plain(tmp_path: Path, here: Here) -> None:
+    done = here("batch=1", *SMALL, *FAST, "tracking=none", COLUMNS="100")
     assert "\x1b" not in done.stdout + done.stderr
     assert "\r" not in done.stdout + done.stderr

@@ -88,7 +88,7 @@ def test_a_mistake_is_one_line_with_the_nearest_match(typed: str, said: str) -> 
 
 
 def test_a_name_with_a_space_is_shown_quoted() -> None:
-    with pytest.raises(Mistake, match="precision='fp32 ' is unknown; did you mean fp32?"):
+    with pytest.raises(Mistake, match=r"precision='fp32 ' is unknown; did you mean fp32\?"):
         rewritten("precision='fp32 '")
 
 

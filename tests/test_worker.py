@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +18,14 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
+def server() -> Server:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NVIDIA_TF32_OVERRIDE", "1")
         patch.setenv("MLFLOW_TRACKING_PASSWORD", "secret")
         started = Server()
         started.start()
         assert os.environ["NVIDIA_TF32_OVERRIDE"] == "1"  # ours is as it was
-    yield started
+    return started
 
 
 def test_a_worker_returns_its_value_and_tells_what_it_does(server: Server, tmp_path: Path) -> None:
