@@ -9,6 +9,8 @@ from pathlib import Path
 
 from tcsweep.mistakes import Mistake, unknown_word
 
+# Flags of Hydra that show something and measure nothing.
+ASKING_FLAGS = {"--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc"}
 USAGE = "python -m tcsweep sync FOLDER [FOLDER ...]"
 
 
@@ -44,6 +46,7 @@ def _hydra(argv: Sequence[str]) -> int:
     from omegaconf.errors import OmegaConfBaseException
 
     from tcsweep import catalog, config, overrides, session
+    from tcsweep.worker import Server
 
     session.begin(list(argv))
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
@@ -61,6 +64,8 @@ def _hydra(argv: Sequence[str]) -> int:
             mistakes.append(error)
 
     sys.argv[1:] = overrides.rewrite(argv, config.keys())
+    if not ASKING_FLAGS & set(argv):
+        Server().start()  # it imports torch while Hydra composes
     try:
         hydra.main(version_base="1.3", config_path=str(catalog.conf_dir()), config_name="config")(task)()
     except (HydraException, OmegaConfBaseException) as error:

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from tcsweep import config, session, sweep
 from tcsweep.config import Loaded, Tracking
 from tcsweep.mistakes import Mistake
-from tcsweep.tracking import Target, check, redact, ui_lines, upload
+from tcsweep.tracking import Target, check, prepare, redact, ui_lines, upload
 
 
 def measure(configs: Sequence[DictConfig], folder: Path) -> sweep.Finished:
@@ -35,10 +35,19 @@ def measure(configs: Sequence[DictConfig], folder: Path) -> sweep.Finished:
         command=command,
         composed=[redact(one.composed) for one in loaded],
         name=loaded[0].name,
+        while_waiting=lambda: _prepare(target),
     )
     session.EXIT_STATUS.append(finished.exit_status)
     tell(finished.folder, target, console)
     return finished
+
+
+def _prepare(target: Target | None) -> None:
+    """Import what the end of the sweep needs, and make a new MLflow store, before anything is measured."""
+    import matplotlib.figure  # noqa: F401
+
+    if target is not None:
+        prepare(target)
 
 
 def tell(folder: Path, target: Target | None, console: Any) -> None:

@@ -31,13 +31,13 @@ class Measure:
     rounds_ci: float = 0.02
     within_ci: float = 0.005  # a round may stop early once its own half-width is under this
     timed_s_min: float = 0.5
-    timed_s_max: float = 2.0
+    timed_s_max: float = 1.5
     iterations: int | None = None  # exactly so many timed iterations a round, whatever the interval
     warmup_s_min: float = 0.25
     warmup_s_max: float = 5.0
     warmup_iterations_min: int = 3
     warmup_iterations_max: int = 10_000
-    latency_s_max: float = 0.5
+    latency_s_max: float = 0.2
     budget_s: float = 20.0  # all of a job's worker seconds; one round is always finished
     timeout_s: float = 600.0  # of one worker; over it the job is a Failure
 

@@ -8,7 +8,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -93,9 +93,10 @@ def run(
     composed: Sequence[str] = (),
     name: str | None = None,
     order_seed: int | None = None,
+    while_waiting: Callable[[], None] = lambda: None,
 ) -> Finished:
     """Measure the jobs into `folder`, made anew. Raises Mistake, with nothing measured, where this machine can do none
-    of them."""
+    of them. `while_waiting` is called once, before any measurement, while torch is being imported."""
     began = time.monotonic()
     server = Server()
     with _sigterm_raises():
@@ -103,6 +104,7 @@ def run(
             progress.message(f"{variable} is set: taken away from the workers, it changes arithmetic unseen")
         server.start()
         progress.stage("importing torch, looking at the device")
+        while_waiting()
         planned = plan(jobs, _probe(server, jobs, progress), composed)
         _refuse_if_nothing_can_run(planned)
         sweep = _begin(folder, planned, command, order_seed, name, server)
@@ -205,6 +207,7 @@ class Runner:
                 for name in dict.fromkeys(_lock_name(s.planned.environment) for s in ready):
                     locks.enter_context(device_lock(name, self._sweep.command, self._progress.message))
                 self._rounds()
+                self._server.join()
         except KeyboardInterrupt:
             self._progress.message("interrupted: what was measured is kept")
             return signal.SIGINT

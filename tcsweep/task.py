@@ -104,15 +104,14 @@ def measure_round(request: RoundRequest, tell: Tell) -> Round:
             torch.cuda.synchronize()
     # Not in inference mode: its tensors could be neither cast in place nor cached as apex caches them.
     with stages.stage("build"), torch.no_grad():
-        model = build_model(job).to(device=device).to(memory_format=memory_format(job.layout))
+        model = build_model(job, device).to(memory_format=memory_format(job.layout))
         prepared = precision.prepare(model, device, job.amp_backend)
+    tell.turn()
     with torch.inference_mode():
         with stages.stage("input"):
             x = build_input(job, prepared.input_dtype, device)
             iteration = ENGINES[job.engine].build(prepared, x)
-        gc.collect()
-        gc.freeze()
-        gc.disable()
+        gc.disable()  # no collection inside a timed region
         with stages.stage("first_call"):
             iteration()
             if on_gpu:

@@ -508,6 +508,15 @@ def upload(sweep_dir: Path, target: Target) -> Uploaded:
         return session.result(_line(error, uri))
 
 
+def prepare(target: Target) -> None:
+    """Make the embedded store, so that `upload` need not. Quiet: what fails here fails there too."""
+    with contextlib.suppress(Exception):
+        address = resolved_uri(target)
+        path = sqlite_path(address)
+        if path is not None:
+            _experiment(_open_client(address), target, address)
+
+
 @contextlib.contextmanager
 def _only_uploader(sweep_dir: Path) -> Iterator[None]:
     """MLflow has no unique tags: two uploaders at once would both create."""

@@ -67,7 +67,7 @@ def test_the_default_job_is_resnet50_in_fp32() -> None:
 
 def test_quick_is_one_round_within_two_percent() -> None:
     measure = loaded("measure=quick").job.measure
-    assert (measure.rounds, measure.rounds_max, measure.within_ci, measure.timed_s_max) == (1, 1, 0.02, 0.5)
+    assert (measure.rounds, measure.rounds_max, measure.within_ci, measure.timed_s_max) == (1, 1, 0.02, 0.4)
 
 
 def test_default_is_three_to_five_rounds_within_half_a_percent() -> None:

@@ -33,6 +33,8 @@ class FakeServer:
 
     def start(self) -> None: ...
 
+    def join(self) -> None: ...
+
     def run(self, task: str, request: Any, **_: Any) -> Any:
         if task.endswith(":probe"):
             environment = Environment(device="cpu", device_name="Fake")
