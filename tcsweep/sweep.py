@@ -7,6 +7,7 @@ import dataclasses
 import os
 import random
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -96,7 +97,7 @@ def run(
     while_waiting: Callable[[], None] = lambda: None,
 ) -> Finished:
     """Measure the jobs into `folder`, made anew. Raises Mistake, with nothing measured, where this machine can do none
-    of them. `while_waiting` is called once, before any measurement, while torch is being imported."""
+    of them. `while_waiting` is called once in a thread, and has ended before anything is measured."""
     began = time.monotonic()
     server = Server()
     with _sigterm_raises():
@@ -104,8 +105,11 @@ def run(
             progress.message(f"{variable} is set: taken away from the workers, it changes arithmetic unseen")
         server.start()
         progress.stage("importing torch, looking at the device")
-        while_waiting()
-        planned = plan(jobs, _probe(server, jobs, progress), composed)
+        waiting = threading.Thread(target=while_waiting)
+        waiting.start()
+        devices = _probe(server, jobs, progress)
+        waiting.join()  # nothing of it runs beside a measurement
+        planned = plan(jobs, devices, composed)
         _refuse_if_nothing_can_run(planned)
         sweep = _begin(folder, planned, command, order_seed, name, server)
         states = [State(p) for p in planned]
