@@ -145,7 +145,8 @@ def _amp_title(one: Round, environment: Environment) -> str:
     if one.amp_backend != "apex":
         return "torch-native twin"
     version, build = one.amp_version or environment.apex_version, environment.apex_build
-    return "NVIDIA apex" + (f" {version}" if version else "") + (f" ({build})" if build else "")
+    said = "NVIDIA apex" + (f" {version}" if version else "")
+    return said if not build or build in said else f"{said} ({build})"
 
 
 def half_dtypes(rows: Sequence[Row]) -> list[str]:
