@@ -94,7 +94,7 @@ def _sync(arguments: list[str]) -> int:
     from rich.console import Console
 
     from tcsweep import app, store
-    from tcsweep.tracking import Target
+    from tcsweep.tracking_uri import Target
 
     if not arguments:
         raise Mistake(f"sync needs a sweep's folder: {USAGE}")

@@ -12,7 +12,8 @@ from omegaconf import DictConfig
 from tcsweep import config, session, sweep
 from tcsweep.config import Loaded, Tracking
 from tcsweep.mistakes import Mistake
-from tcsweep.tracking import Target, check, prepare, redact, ui_lines, upload
+from tcsweep.tracking import prepare, ui_lines, upload
+from tcsweep.tracking_uri import Target, check, redact
 
 
 def measure(configs: Sequence[DictConfig], folder: Path) -> sweep.Finished:

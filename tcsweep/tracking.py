@@ -6,30 +6,37 @@ times included, so an upload can be cut off and repeated at will: runs are found
 from __future__ import annotations
 
 import contextlib
-import functools
-import getpass
-import hashlib
-import importlib.util
-import json
 import logging
-import math
 import os
 import re
 import shlex
 import shutil
-import socket
 import sys
-import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import urlsplit
 
-from tcsweep.job import Environment, Failure, Job, Outcome, Result, Round, Skipped, Sweep
+from tcsweep.job import Skipped, Sweep
 from tcsweep.speedup import Row, rows
-from tcsweep.stats import Interval
-from tcsweep.store import RESULT, SWEEP, load_sweep
+from tcsweep.store import load_sweep
+from tcsweep.tracking_runs import Run, child_run, cut, parent_run, sweep_page, write_samples
+from tcsweep.tracking_uri import (
+    DATABASES,
+    Target,
+    check,
+    connect_sqlite,
+    deleted_reason,
+    is_http,
+    resolved_uri,
+    safe_uri,
+    split_credentials,
+    sqlite_path,
+    sqlite_uri,
+    unreachable,
+    without_secrets,
+)
 
 WAIT_S = 5.0  # for a server that does not answer, and for another process that sends the same sweep
 # Set before the import, where the user has not: no telemetry, nothing printed, no waiting (facts/mlflow.md: a dead
@@ -42,29 +49,7 @@ QUIET_ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "PGCONNECT_TIMEOUT": f"{WAIT_S:.0f}",
 }
-# Longest parameter values, tried in turn: the servers' limit was 250 before MLflow 1.28, then 500, 6000 since 2.9.
-PARAM_LIMITS = (500, 250)
 REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")  # MLflow's words for "not with these values"
-TAG_LIMIT = 5000  # of older servers; 8000 today
-DATABASES = ("postgresql", "mysql", "mssql")
-PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
-SAMPLES = "samples.csv"
-STATUSES: dict[type[Any], str] = {Result: "FINISHED", Skipped: "FINISHED", Failure: "FAILED"}
-SWEEP_STATUSES = {"running": "RUNNING", "finished": "FINISHED", "interrupted": "KILLED"}
-ENVIRONMENT_TAGS = (
-    *("gpu_uuid", "compute_capability", "driver", "cuda", "cudnn", "torch", "torchvision"),
-    *("apex", "apex_version", "apex_build", "python", "host", "os", "cpu_model", "cpu_threads"),
-    *("l4t", "jetpack", "power_mode", "tcsweep", "git_commit"),
-)
-
-
-@dataclass(frozen=True)
-class Target:
-    """Where a sweep is sent. `uri` None: MLFLOW_TRACKING_URI, else the embedded store, `mlflow.db` in `store`."""
-
-    uri: str | None = field(repr=False)  # may hold a password
-    experiment: str = "tcsweep"
-    store: Path = field(kw_only=True)  # the folder of all sweeps, absolute
 
 
 @dataclass(frozen=True)
@@ -78,396 +63,6 @@ class Uploaded:
     already: int  # there before, or deleted there by the user
     error: str | None
     sweep_id: str | None
-
-
-# --- addresses ---
-
-_CREDENTIALS = re.compile(r"^(?P<scheme>[A-Za-z][\w+.-]*://)(?P<user>[^:]*):(?P<secret>.*)@(?P<rest>[^@]*)$", re.DOTALL)
-_IN_TEXT = re.compile(r"(?P<scheme>[A-Za-z][\w+.-]*)://(?P<user>[^\s:]*):\S*@")
-_QUERY = re.compile(r"(?i)([?&;](?:[\w.-]*(?:passw(?:or)?d|pwd|secret|token|api_?key))=)[^&#\s]*")
-_PASSWORDLESS = ("sqlite", "file")  # a path may hold both ":" and "@"
-
-
-def resolved_uri(target: Target) -> str:
-    """The address as MLflow takes it: asked for, or from the environment, or the embedded store's. May hold a
-    password."""
-    uri = target.uri or os.environ.get("MLFLOW_TRACKING_URI")
-    return uri or sqlite_uri(target.store / "mlflow.db")
-
-
-def safe_uri(uri: str) -> str:
-    """The address without its password; user and host stay. Passwords may hold any character, even unquoted."""
-    found = None if uri.startswith(_PASSWORDLESS) else _CREDENTIALS.match(uri)
-    bare = f"{found['scheme']}{found['user']}@{found['rest']}" if found else uri
-    return _QUERY.sub(r"\1***", bare)
-
-
-def redact(text: str) -> str:
-    """Any text without the passwords of the addresses in it."""
-
-    def without(found: re.Match[str]) -> str:
-        kept = found["scheme"].startswith(_PASSWORDLESS)
-        return found[0] if kept else f"{found['scheme']}://{found['user']}@"
-
-    return _QUERY.sub(r"\1***", _IN_TEXT.sub(without, text))
-
-
-def sqlite_uri(path: Path) -> str:
-    """The address of an sqlite file. Quotes no more than it must: MLflow makes the folder of the quoted path, too."""
-    text = str(path.absolute())
-    if _sqlalchemy_unquotes(text):
-        text = re.sub(r"%(?=[0-9A-Fa-f]{2})", "%25", text).replace("?", "%3F")
-    return f"sqlite:///{text}"
-
-
-def sqlite_path(uri: str) -> Path | None:
-    """The file behind an sqlite address; None for any other address."""
-    if not re.match(r"sqlite(\+\w+)?:///", uri):
-        return None
-    text = uri.partition(":///")[2].partition("?")[0]
-    return Path(unquote(text) if _sqlalchemy_unquotes(text) else text).absolute()
-
-
-def _sqlalchemy_unquotes(text: str) -> bool:
-    """Whether SQLAlchemy unquotes the path of an address: since 2.1. Asked only where it matters."""
-    return ("%" in text or "?" in text) and _version("sqlalchemy") >= (2, 1)
-
-
-@functools.cache
-def _version(package: str) -> tuple[int, ...]:
-    from importlib import metadata
-
-    try:
-        return tuple(int(n) for n in re.findall(r"\d+", metadata.version(package))[:2])
-    except metadata.PackageNotFoundError:
-        return ()
-
-
-def _is_http(uri: str) -> bool:
-    return uri.startswith(("http://", "https://"))
-
-
-def _split(uri: str) -> tuple[str, str | None, str | None]:
-    """Address without credentials, user, password. `host:5000/a@b` is a port and a path."""
-    found = _CREDENTIALS.match(uri)
-    if found is None or re.match(r"\d+/", found["secret"]):
-        return uri, None, None
-    return found["scheme"] + found["rest"], unquote(found["user"]), unquote(found["secret"])
-
-
-# --- before measuring ---
-
-
-def check(target: Target) -> str | None:
-    """Why tracking would not work, in a line, or None. Cheap: neither mlflow nor the network is touched."""
-    if importlib.util.find_spec("mlflow") is None:
-        return "mlflow is not installed: `pip install mlflow`, or turn tracking off; results are kept on disk"
-    uri = resolved_uri(target)
-    scheme = uri.partition("://")[0] if "://" in uri else uri.partition(":")[0] if re.match(r"\w{2,}:", uri) else ""
-    scheme = scheme.partition("+")[0].lower()
-    if uri.startswith("databricks"):
-        return None
-    if scheme in ("", "file"):
-        return _check_folder(uri)
-    if scheme == "sqlite":
-        return _check_sqlite(uri, target.experiment)
-    if scheme in ("http", "https"):
-        return _check_host(uri)
-    if scheme in DATABASES or scheme in _plugin_schemes():
-        return None
-    return f"MLflow has no store for {safe_uri(uri)}: use http(s)://host:port, sqlite:////path/mlflow.db or a database"
-
-
-def _check_folder(uri: str) -> str | None:
-    if _version("mlflow") < (3, 13) or os.environ.get("MLFLOW_ALLOW_FILE_STORE", "").lower() in ("true", "1"):
-        return None
-    better = sqlite_uri(Path(unquote(urlsplit(uri).path) if uri.startswith("file:") else uri) / "mlflow.db")
-    return f"MLflow since 3.13 refuses a folder ({uri}): use {better}, or set MLFLOW_ALLOW_FILE_STORE=true"
-
-
-def _check_host(uri: str) -> str | None:
-    try:
-        parts = urlsplit(_split(uri)[0])
-        if parts.hostname and (parts.port is None or parts.port > 0):
-            return None
-    except ValueError:
-        pass
-    return f"{safe_uri(uri)} names no host: use http://host:port; characters such as @ / # in a password as %40 %2F %23"
-
-
-def _check_sqlite(uri: str, experiment: str) -> str | None:
-    path = sqlite_path(uri)
-    if path is None:
-        return f"{uri} is a database in memory, lost at once: use sqlite:////path/mlflow.db"
-    if "?" in str(path) and not _sqlalchemy_unquotes("?"):
-        return f"SQLAlchemy before 2.1 cannot open {path}, with a '?' in it: use another folder for MLflow's store"
-    nearest = next(p for p in (path, *path.parents) if p.exists())
-    if not os.access(nearest, os.W_OK) or (nearest != path and not nearest.is_dir()):
-        return f"cannot write MLflow's store {path}: {nearest} is not writable; set another address for tracking"
-    return _deleted_in_sqlite(path, experiment, uri)
-
-
-def _deleted_in_sqlite(path: Path, experiment: str, uri: str) -> str | None:
-    """The reason if the experiment is deleted there. Anything unreadable is left for MLflow to judge."""
-    import sqlite3
-
-    query = "select experiment_id from experiments where name = ? and lifecycle_stage = 'deleted'"
-    with contextlib.suppress(sqlite3.Error), contextlib.closing(_connect(path, "ro", timeout_s=1)) as database:
-        found = database.execute(query, (experiment,)).fetchone()
-        return _deleted(experiment, found[0], uri) if found else None
-    return None
-
-
-def _connect(path: Path, mode: str, timeout_s: float) -> Any:
-    import sqlite3
-
-    return sqlite3.connect(f"file:{quote(str(path))}?mode={mode}", uri=True, timeout=timeout_s)
-
-
-def _deleted(experiment: str, experiment_id: Any, uri: str) -> str:
-    address = shlex.quote(safe_uri(uri))
-    return (
-        f"MLflow's experiment {experiment!r} was deleted, and its name stays taken: restore it by "
-        f"`MLFLOW_TRACKING_URI={address} mlflow experiments restore -x {experiment_id}` or choose another name"
-    )
-
-
-def _plugin_schemes() -> set[str]:
-    from importlib import metadata
-
-    return {point.name for point in metadata.entry_points(group="mlflow.tracking_store")}
-
-
-def _unreachable(uri: str) -> str | None:
-    """Why the address's host can't be talked to, in `WAIT_S` at most, names looked up included. Asked before the
-    import of mlflow, which takes seconds on a small machine."""
-    try:
-        parts = urlsplit(_split(uri)[0])
-        scheme = parts.scheme.partition("+")[0]
-        host, port = parts.hostname, parts.port or PORTS.get(scheme)
-    except ValueError:
-        return None
-    if scheme not in PORTS or not host or not port or _proxied(scheme, host):
-        return None
-    outcome: list[str | None] = []
-
-    def knock() -> None:
-        try:
-            with socket.create_connection((host, port), timeout=WAIT_S) as connection:
-                if scheme == "http":  # any answer will do
-                    connection.sendall(f"HEAD {parts.path}/health HTTP/1.0\r\nHost: {host}:{port}\r\n\r\n".encode())
-                    connection.recv(65536)
-            outcome.append(None)
-        except OSError as error:
-            outcome.append((error.strerror or str(error)).lower())
-
-    thread = threading.Thread(target=knock, daemon=True)
-    thread.start()
-    thread.join(WAIT_S)
-    why = outcome[0] if outcome else "timed out"
-    return None if why is None else f"MLflow at {safe_uri(uri)} does not answer ({why})"
-
-
-def _proxied(scheme: str, host: str) -> bool:
-    from urllib.request import getproxies, proxy_bypass
-
-    return scheme in getproxies() and not proxy_bypass(host)
-
-
-# --- what is sent: pure, from what is on disk ---
-
-
-@dataclass(frozen=True)
-class _Run:
-    """All that one MLflow run is to hold."""
-
-    id: str  # value of the tag tcsweep.result_id
-    name: str
-    status: str
-    started_at: float
-    ended_at: float
-    tags: dict[str, str]
-    params: dict[str, str] = field(default_factory=dict)
-    metrics: dict[str, float] = field(default_factory=dict)
-    files: tuple[Path, ...] = ()
-
-    @property
-    def digest(self) -> str:
-        """Differs when anything to be sent differs: after a resumed sweep, or with a new plot."""
-        sizes = [(p.name, p.stat().st_size) for p in self.files]
-        facts = [self.name, self.status, self.started_at, self.ended_at, self.tags, self.params, self.metrics, sizes]
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def _child(sweep: Sweep, row: Row, folder: Path) -> _Run:
-    outcome, job = row.outcome, row.job
-    params = _params(outcome)
-    tags: dict[str, Any] = {
-        "tcsweep.role": outcome.role,
-        "tcsweep.kind": {"ok": "result", "failed": "failure", "skipped": "skipped"}[outcome.status],
-        "tcsweep.verdict": row.verdict,
-        "tcsweep.reason": None if isinstance(outcome, Result) else outcome.reason,
-        "tcsweep.image_size": job.image_size,
-        "tcsweep.weights": job.weights,
-        "tcsweep.measure": job.measure.name,
-        "mlflow.note.content": _note(row),
-        **{f"tcsweep.param.{k}": v for k, v in params.items() if len(v) > PARAM_LIMITS[-1]},
-        **_environment_tags(outcome.environment, () if isinstance(outcome, Skipped) else outcome.rounds),
-    }
-    return _Run(
-        id=f"{sweep.id}/{job.id}",
-        name=_name(sweep, outcome),
-        status=STATUSES[type(outcome)],
-        started_at=outcome.started_at,
-        ended_at=outcome.ended_at,
-        tags=_tags(sweep, tags),
-        params=params,
-        metrics=_metrics(row),
-        files=_files(folder, RESULT, SAMPLES, "config.yaml"),
-    )
-
-
-def _parent(sweep: Sweep, table: list[Row], folder: Path, experiment_id: str) -> _Run:
-    ended = [row.outcome.ended_at for row in table]
-    tags: dict[str, Any] = {
-        "tcsweep.kind": "sweep",
-        "tcsweep.command": redact(sweep.command),
-        "mlflow.note.content": _sweep_note(sweep, table, experiment_id),
-        **_environment_tags(sweep.environment, ()),
-    }
-    return _Run(
-        id=sweep.id,
-        name=sweep.name or f"sweep {sweep.id}",
-        status=SWEEP_STATUSES[sweep.status],
-        started_at=sweep.started_at,
-        ended_at=sweep.ended_at or max(ended, default=sweep.started_at),
-        tags=_tags(sweep, tags),
-        files=_files(folder, SWEEP, "summary.csv", "*.png", "config.yaml"),
-    )
-
-
-def _params(outcome: Outcome) -> dict[str, str]:
-    job = outcome.job
-    device = outcome.environment.device if job.device == "auto" else job.device
-    axes = {"model": job.model, "precision": job.precision, "batch": job.batch, "layout": job.layout}
-    return {k: str(v) for k, v in {**axes, "engine": job.engine, "device": device}.items()}
-
-
-def _metrics(row: Row) -> dict[str, float]:
-    """In the order that MLflow's pages show: its Compare page opens on the metric logged first."""
-    f = row.figures
-    if f is None:
-        return {}
-
-    def ends(name: str, interval: Interval | None) -> dict[str, float | None]:
-        low, high = (interval.low, interval.high) if interval else (None, None)
-        return {f"{name}_low": low, f"{name}_high": high}
-
-    values: dict[str, float | None] = {
-        "throughput_img_s": f.throughput_img_s,
-        **ends("throughput_ci95", f.throughput_ci95),
-        "speedup": row.speedup.value,
-        **ends("speedup_ci95", row.speedup.ci95),
-        "speedup_total": row.speedup_total.value,
-        "latency_ms_p50": f.latency_ms_p50,
-        "latency_ms_p90": f.latency_ms_p90,
-        "latency_ms_p95": f.latency_ms_p95,
-        "latency_ms_p99": f.latency_ms_p99,
-        "device_ms": f.device_ms,
-        "wall_ms": f.wall_ms,
-        "peak_memory_mib": f.peak_memory_mib,
-        "setup_s": f.setup_s,
-    }
-    return {k: float(f"{v:.6g}") for k, v in values.items() if v is not None and math.isfinite(v)}
-
-
-def _environment_tags(environment: Environment, rounds: tuple[Round, ...]) -> dict[str, Any]:
-    tags = {f"env.{name}": getattr(environment, name) for name in ENVIRONMENT_TAGS}
-    if environment.device != "cpu":
-        tags["env.gpu"] = environment.device_name
-    for name in ("amp_backend", "amp_version", "half_dtype"):
-        tags[f"env.{name}"] = next((v for r in rounds if (v := getattr(r, name)) is not None), None)
-    return {**tags, "mlflow.source.git.commit": environment.git_commit}
-
-
-def _tags(sweep: Sweep, more: Mapping[str, Any]) -> dict[str, str]:
-    tags = {
-        "tcsweep.sweep_id": sweep.id,
-        **more,
-        "mlflow.source.name": "tcsweep",
-        "mlflow.source.type": "LOCAL",
-        "mlflow.user": _user(),
-    }
-    return {k: _cut(str(v), TAG_LIMIT) for k, v in tags.items() if v is not None}
-
-
-def _user() -> str | None:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user without a name
-        return None
-
-
-def _cut(text: str, limit: int) -> str:
-    return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
-def _name(sweep: Sweep, outcome: Outcome) -> str:
-    """The job's axes, those left at their default unsaid."""
-    job, plain = outcome.job, Job()
-    parts = [job.model, job.precision, f"b{job.batch}"]
-    parts += [v for v, default in ((job.layout, plain.layout), (job.engine, plain.engine)) if v != default]
-    parts += [f"{job.image_size}px"] if job.image_size != plain.image_size else []
-    parts += [Path(job.weights).name] if job.weights else []
-    parts += [job.amp_backend] if job.amp_backend not in (None, "auto") else []
-    parts += [job.device] if job.device not in ("auto", sweep.environment.device) else []
-    parts += [f"#{job.repeat + 1}"] if job.repeat else []
-    parts += [f"({outcome.role})"] if outcome.role != "asked" else []
-    return _cut(" ".join(parts), 250)
-
-
-def _note(row: Row) -> str:
-    """One plain line: the table's Description column shows it raw."""
-    if not isinstance(row.outcome, Result) or row.figures is None:
-        return f"{row.outcome.status}: {getattr(row.outcome, 'reason', '')}"
-    parts = [f"{_say(row.figures.throughput_img_s)} img/s"]
-    if row.speedup.value is not None and row.job.cell != row.job:
-        parts.append(f"{row.speedup.value:.2f}x fp32")
-    return ", ".join([*parts, *([row.verdict] if row.verdict else [])])
-
-
-def _sweep_note(sweep: Sweep, table: list[Row], experiment_id: str) -> str:
-    kinds = [row.outcome.status for row in table]
-    counts = [f"{kinds.count('ok')} measured", *(f"{kinds.count(k)} {k}" for k in ("failed", "skipped") if k in kinds)]
-    measured = [(r.figures.throughput_img_s, _name(sweep, r.outcome)) for r in table if r.figures]
-    best = [f"best {_say(max(measured)[0])} img/s: {max(measured)[1]}"] if measured else []
-    line = f"{', '.join(counts + best)}; {sweep.status}"
-    return f"{line}\n\n[Table of this sweep, fastest first]({_page(experiment_id, sweep.id)})"
-
-
-def _say(value: float) -> str:
-    return f"{value:.0f}" if value >= 1000 else f"{value:.4g}"
-
-
-def _files(folder: Path, *patterns: str) -> tuple[Path, ...]:
-    return tuple(p for pattern in patterns for p in sorted(folder.glob(pattern)) if p.is_file())
-
-
-def write_samples(folder: Path, rounds: tuple[Round, ...]) -> None:
-    """Write the raw times beside result.json as CSV, unless they are there and no older. Throughput: whole blocks."""
-    path, source = folder / SAMPLES, folder / RESULT
-    if not rounds or (path.exists() and path.stat().st_mtime_ns >= source.stat().st_mtime_ns):
-        return
-    lines = ["round,phase,index,value_ms"]
-    for one in rounds:
-        for phase, values in (("throughput", one.block_wall_ms), ("latency", one.latency_ms)):
-            lines += [f"{one.number},{phase},{index},{value!r}" for index, value in enumerate(values)]
-    temporary = path.with_name(f".{SAMPLES}.{os.getpid()}")
-    temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
-
-
-# --- sending ---
 
 
 class _RefusedError(Exception):
@@ -498,7 +93,7 @@ def upload(sweep_dir: Path, target: Target) -> Uploaded:
     uri = resolved_uri(target)
     session = _Session(uri)
     try:
-        reason = check(target) or _unreachable(uri)
+        reason = check(target) or unreachable(uri, WAIT_S)
         if reason:
             raise _RefusedError(reason)
         with _only_uploader(sweep_dir), _credentials(uri) as address:
@@ -536,7 +131,7 @@ def _only_uploader(sweep_dir: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _credentials(uri: str) -> Iterator[str]:
     """An http address without its credentials, which MLflow gets by its own variables, so that it can't log them."""
-    bare, user, password = _split(uri) if _is_http(uri) else (uri, None, None)
+    bare, user, password = split_credentials(uri) if is_http(uri) else (uri, None, None)
     given = {} if password is None else {"MLFLOW_TRACKING_USERNAME": user or "", "MLFLOW_TRACKING_PASSWORD": password}
     before = {name: os.environ.get(name) for name in given}
     os.environ.update(given)
@@ -557,7 +152,7 @@ def _send_sweep(session: _Session, sweep_dir: Path, target: Target, address: str
     session.experiment_id = _experiment(session.client, target, address)
     known = _known_runs(session.client, session.experiment_id, sweep.id)
     table = rows(outcomes)
-    parent = _parent(sweep, table, sweep_dir, session.experiment_id)
+    parent = parent_run(sweep, table, sweep_dir, session.experiment_id)
     if parent.id in known and known[parent.id].info.lifecycle_stage == "deleted":
         session.parent_id, session.already = known[parent.id].info.run_id, len(table)
         return
@@ -575,7 +170,7 @@ def _send_outcome(
     from mlflow.exceptions import MlflowException
 
     write_samples(folder, () if isinstance(row.outcome, Skipped) else row.outcome.rounds)
-    run = _child(sweep, row, folder)
+    run = child_run(sweep, row, folder)
     found = known.get(run.id)
     if _is_complete(found, run):
         session.already += 1
@@ -592,7 +187,7 @@ def _send_outcome(
         session.refusals.append(f"{run.name}: {_line(error, session.uri)}")
 
 
-def _is_complete(found: Any, run: _Run) -> bool:
+def _is_complete(found: Any, run: Run) -> bool:
     if found is None:
         return False
     tags = found.data.tags
@@ -600,13 +195,13 @@ def _is_complete(found: Any, run: _Run) -> bool:
     return bool(same or found.info.lifecycle_stage == "deleted")
 
 
-def _open_run(session: _Session, run: _Run, found: Any, more: Mapping[str, str]) -> str:
+def _open_run(session: _Session, run: Run, found: Any, more: Mapping[str, str]) -> str:
     """The id of the run, created with all of its tags if it is not there: no run is ever without its result_id."""
     tags = {**run.tags, **more, "tcsweep.result_id": run.id, "tcsweep.upload": "partial"}
     if found is None:
         start = round(run.started_at * 1e3)
         created = session.client.create_run(
-            session.experiment_id, start_time=start, tags=tags, run_name=_cut(run.name, 250)
+            session.experiment_id, start_time=start, tags=tags, run_name=cut(run.name, 250)
         )
         return str(created.info.run_id)
     run_id = str(found.info.run_id)
@@ -619,7 +214,7 @@ def _open_run(session: _Session, run: _Run, found: Any, more: Mapping[str, str])
     return run_id
 
 
-def _fill_run(session: _Session, run_id: str, run: _Run, metrics_at: float, complete: bool = True) -> None:
+def _fill_run(session: _Session, run_id: str, run: Run, metrics_at: float, complete: bool = True) -> None:
     """Everything after the run's creation; each step is safe to repeat, and `complete` comes last."""
     client = session.client
     if run.metrics or run.params:
@@ -631,12 +226,12 @@ def _fill_run(session: _Session, run_id: str, run: _Run, metrics_at: float, comp
         _log(client, run_id, tags={"tcsweep.digest": run.digest, "tcsweep.upload": "complete"})
 
 
-def _log_facts(client: Any, run_id: str, run: _Run, at_ms: int) -> None:
+def _log_facts(client: Any, run_id: str, run: Run, at_ms: int) -> None:
     """Metrics and parameters in one call. A server refuses all of it for one value that it finds too long: then the
     metrics alone, and the parameters shorter."""
     from mlflow.exceptions import MlflowException
 
-    longest, shorter = ({k: _cut(v, limit) for k, v in run.params.items()} for limit in PARAM_LIMITS)
+    longest, shorter = run.params_cut
     try:
         _log(client, run_id, metrics=run.metrics, at_ms=at_ms, params=longest)
     except MlflowException as error:
@@ -701,7 +296,7 @@ def _experiment(client: Any, target: Target, address: str) -> str:
             if found is None:
                 raise
     if found.lifecycle_stage == "deleted":
-        raise _RefusedError(_deleted(target.experiment, found.experiment_id, resolved_uri(target)))
+        raise _RefusedError(deleted_reason(target.experiment, found.experiment_id, resolved_uri(target)))
     return str(found.experiment_id)
 
 
@@ -722,7 +317,7 @@ def _open_client(address: str) -> Any:
     if path is not None or address.startswith(DATABASES):
         import mlflow.store.db.utils as database
 
-        # The default, 10, waits 101 s for a database that refuses; `_unreachable` and `_initialise` waited already.
+        # The default, 10, waits 101 s for a database that refuses; `unreachable` and `_initialise` waited already.
         database.MAX_RETRY_COUNT = min(getattr(database, "MAX_RETRY_COUNT", 2), 2)
     with _no_stray_folder(address):
         return MlflowClient(tracking_uri=address)
@@ -753,7 +348,7 @@ def _initialise(path: Path) -> None:
         with FileLock(path.parent / ".mlflow-init.lock", timeout=60):
             if not _is_ready(path):
                 _make_database(path)
-    with contextlib.closing(_connect(path, "ro", timeout_s=20)) as database:
+    with contextlib.closing(connect_sqlite(path, "ro", timeout_s=20)) as database:
         database.execute("select count(*) from sqlite_master").fetchone()
 
 
@@ -773,7 +368,7 @@ def _make_database(path: Path) -> None:
     with _no_stray_folder(address), _without_info():
         SqlAlchemyStore(address, _artifacts(path).as_uri()).engine.dispose()
     # Write-ahead log: half the time a run, and readers don't block (facts/mlflow.md). Kept by the file.
-    with contextlib.suppress(sqlite3.Error), contextlib.closing(_connect(fresh, "rw", timeout_s=5)) as database:
+    with contextlib.suppress(sqlite3.Error), contextlib.closing(connect_sqlite(fresh, "rw", timeout_s=5)) as database:
         database.execute("pragma journal_mode=wal")
     os.replace(fresh, path)
 
@@ -792,9 +387,9 @@ def _without_info() -> Iterator[None]:
 def _line(error: BaseException, uri: str) -> str:
     """An exception as one line for a person, without passwords."""
     text = str(error).strip() or type(error).__name__
-    shown = safe_uri(_split(uri)[0])
+    shown = safe_uri(split_credentials(uri)[0])
     if isinstance(error, _RefusedError):
-        return _clean(text, uri)
+        return without_secrets(text, uri)
     if "Connection refused" in text:
         text = f"MLflow at {shown} does not answer (connection refused)"
     elif re.search(r"[Tt]imed? ?out", text):
@@ -804,19 +399,7 @@ def _line(error: BaseException, uri: str) -> str:
     else:
         first = text.splitlines()[0].replace("<database_uri>", shlex.quote(shown))  # in the advice to upgrade it
         text = f"MLflow at {shown}: {first}"
-    return _cut(_clean(text, uri), 400)
-
-
-def _clean(text: str, uri: str) -> str:
-    """Redacted, the address's own password wherever it stands, too."""
-    found = _CREDENTIALS.match(uri)
-    secrets = {os.environ.get("MLFLOW_TRACKING_PASSWORD", ""), os.environ.get("MLFLOW_TRACKING_TOKEN", "")}
-    if found and not uri.startswith(_PASSWORDLESS):
-        secrets |= {found["secret"], unquote(found["secret"])}
-    text = redact(text.replace(uri, safe_uri(uri)))
-    for secret in sorted(secrets, key=len, reverse=True):
-        text = text.replace(secret, "***") if len(secret) > 2 else text
-    return " ".join(text.split())
+    return cut(without_secrets(text, uri), 400)
 
 
 # --- looking at it ---
@@ -827,9 +410,9 @@ def ui_lines(uploaded: Uploaded, target: Target) -> list[str]:
     uri = resolved_uri(target)
     if uploaded.experiment_id is None or uploaded.sweep_id is None:
         return []
-    page = _page(uploaded.experiment_id, uploaded.sweep_id)
-    if _is_http(uri):
-        parts = urlsplit(_split(uri)[0])
+    page = sweep_page(uploaded.experiment_id, uploaded.sweep_id)
+    if is_http(uri):
+        parts = urlsplit(split_credentials(uri)[0])
         return [f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}/{page}"]
     path = sqlite_path(uri)
     if path is None and not uri.startswith(DATABASES):
@@ -839,13 +422,3 @@ def ui_lines(uploaded: Uploaded, target: Target) -> list[str]:
     command = f"{program} ui --backend-store-uri {shlex.quote(address)} --port 5000"
     also = "   (or: make ui)" if path == (target.store / "mlflow.db").absolute() else ""
     return [command + also, f"http://127.0.0.1:5000/{page}"]
-
-
-def _page(experiment_id: str, sweep_id: str) -> str:
-    """The run table of one sweep, fastest first. MLflow opens in its GenAI mode without `workflowType`."""
-    wanted = quote(f"tags.`tcsweep.sweep_id` = '{sweep_id}'", safe="")
-    order = quote("metrics.`throughput_img_s`", safe="")
-    return (
-        f"#/experiments/{experiment_id}/runs?workflowType=machine_learning"
-        f"&searchFilter={wanted}&orderByKey={order}&orderByAsc=false"
-    )

@@ -20,10 +20,13 @@ from pathlib import Path
 
 import pytest
 
-from tcsweep import tracking
+from tcsweep import tracking, tracking_runs
 from tcsweep.job import Environment
+from tcsweep.speedup import rows
 from tcsweep.store import load_sweep, save_outcome, save_sweep
-from tcsweep.tracking import Target, check, redact, resolved_uri, safe_uri, ui_lines, upload
+from tcsweep.tracking import prepare, ui_lines, upload
+from tcsweep.tracking_runs import child_run
+from tcsweep.tracking_uri import Target, check, resolved_uri, sqlite_uri
 from tests import sweeps
 
 SECRET = "S3cr"
@@ -40,7 +43,7 @@ def _no_settings_of_the_caller(monkeypatch):
 def new_database(tmp_path_factory):
     """An empty database made by tcsweep: 3 s, so once."""
     path = tmp_path_factory.mktemp("new") / "mlflow.db"
-    tracking._open_client(tracking.sqlite_uri(path))
+    tracking._open_client(sqlite_uri(path))
     return path
 
 
@@ -290,15 +293,6 @@ def test_artifacts_lie_where_they_belong(target):
     assert {r.info.artifact_uri.startswith((target.store / "mlartifacts").as_uri()) for r in runs.values()} == {True}
 
 
-def test_samples_are_the_raw_times_of_every_round(tmp_path):
-    one = dataclasses.replace(sweeps.a_round(2), block_wall_ms=(80.5, 80.25), latency_ms=(8.1,))
-    (tmp_path / "result.json").write_text("{}")
-    tracking.write_samples(tmp_path, (one,))
-    assert (tmp_path / "samples.csv").read_text() == (
-        "round,phase,index,value_ms\n2,throughput,0,80.5\n2,throughput,1,80.25\n2,latency,0,8.1\n"
-    )
-
-
 @pytest.mark.parametrize(
     ("status", "shown"), [("finished", "FINISHED"), ("interrupted", "KILLED"), ("running", "RUNNING")]
 )
@@ -309,26 +303,18 @@ def test_the_parent_says_how_the_sweep_ended(target, status, shown):
     assert (info.status, info.start_time, info.end_time) == (shown, 1_763_999_998_000, ended)
 
 
-def test_names_say_what_is_not_the_default(tmp_path):
-    sweep, _ = load_sweep(sweeps.write_sweep(tmp_path))
-    job = sweeps.a_job("o1", image_size=96, weights="/w/my net.pt", amp_backend="torch", device="cuda:1", repeat=1)
-    reference = sweeps.a_result(sweeps.a_job(), role="reference")
-    assert tracking._name(sweep, sweeps.a_result(job)) == "resnet50 o1 b8 96px my net.pt torch cuda:1 #2"
-    assert tracking._name(sweep, reference) == "resnet50 fp32 b8 (reference)"
-
-
 def test_long_values_are_cut_with_a_mark_and_whole_in_a_tag(target):
     model = "/models/" + "x" * 600
     job = sweeps.a_job(model=model)
     made = dataclasses.replace(sweeps.a_failure(sweeps.a_job("o1")), reason="y" * 9000)
     sweep_dir = sweeps.write_sweep(target.store, [made])
     sweep, outcomes = load_sweep(sweep_dir)
-    child = tracking._child(sweep, tracking.rows([sweeps.a_result(job)])[0], sweep_dir)
+    child = child_run(sweep, rows([sweeps.a_result(job)])[0], sweep_dir)
     assert child.tags["tcsweep.param.model"] == model
     run_id = client_of(target).create_run("0").info.run_id
     tracking._log_facts(client_of(target), run_id, child, at_ms=0)
     assert client_of(target).get_run(run_id).data.params["model"] == model[:499] + "…"
-    reason = tracking._child(sweep, tracking.rows(outcomes)[0], sweep_dir).tags["tcsweep.reason"]
+    reason = child_run(sweep, rows(outcomes)[0], sweep_dir).tags["tcsweep.reason"]
     assert (len(reason), reason[-1]) == (5000, "…")
 
 
@@ -346,7 +332,7 @@ def test_metrics_survive_a_server_that_refuses_a_long_parameter(tmp_path, monkey
         run = {"info": {"run_id": "r", "artifact_uri": (tmp_path / "there").as_uri(), "lifecycle_stage": "active"}}
         return 200, {"run": run} if "runs/create" in handler.path or "runs/get" in handler.path else {}
 
-    monkeypatch.setattr(tracking, "PARAM_LIMITS", (60, 30))
+    monkeypatch.setattr(tracking_runs, "PARAM_LIMITS", (60, 30))
     sweep_dir = sweeps.write_sweep(tmp_path / "o", [sweeps.a_result(sweeps.a_job(model="x" * 90))])
     with a_server(answer) as port:
         uploaded = upload(sweep_dir, Target(f"http://127.0.0.1:{port}", store=tmp_path))
@@ -481,7 +467,8 @@ def test_a_new_store_is_made_quietly_in_a_folder_with_an_odd_name(tmp_path):
     target = Target(None, store=odd)
     sweep_dir = sweeps.write_sweep(odd, sweeps.outcomes()[:1])
     code = (
-        "import sys, threading; from pathlib import Path; from tcsweep.tracking import Target, upload; "
+        "import sys, threading; from pathlib import Path; "
+        "from tcsweep.tracking import upload; from tcsweep.tracking_uri import Target; "
         "done = upload(Path(sys.argv[1]), Target(None, store=Path(sys.argv[2])));"
         "print(done.parent_run_id, done.error, len(threading.enumerate()))"  # a second thread would be telemetry's
     )
@@ -493,6 +480,17 @@ def test_a_new_store_is_made_quietly_in_a_folder_with_an_odd_name(tmp_path):
         assert database.execute("pragma journal_mode").fetchone() == ("wal",)
     saved = client_of(target).download_artifacts(run_id, "sweep.json")
     assert Path(saved).read_bytes() == (sweep_dir / "sweep.json").read_bytes()
+
+
+def test_prepare_makes_the_embedded_store_and_raises_nothing_where_it_cannot(tmp_path):
+    target = Target(None, experiment="mine", store=tmp_path / "new")
+    prepare(target)
+    assert (target.store / "mlflow.db").is_file()
+    found = client_of(target).get_experiment_by_name("mine")
+    assert (found.experiment_id, found.artifact_location) == ("1", (target.store / "mlartifacts").as_uri())
+    for uri in ("sqlite:////proc/x/m.db", "http://h:x1", "nonsense://host"):
+        prepare(Target(uri, store=tmp_path / "hopeless"))
+    assert [p.name for p in tmp_path.iterdir()] == ["new"]
 
 
 def test_processes_that_open_one_new_store_at_once_all_succeed(tmp_path, new_database):
@@ -598,79 +596,7 @@ def test_the_password_reaches_the_server_and_nothing_else(tmp_path, capfd, caplo
     assert said == ("", "")
 
 
-def test_a_password_in_the_typed_command_is_not_sent(target):
-    sweep_dir = sweeps.write_sweep(target.store)
-    sweep, outcomes = load_sweep(sweep_dir)
-    leaky = dataclasses.replace(sweep, command=f"tcsweep tracking.uri=http://{CREDENTIALS}@host:5000")
-    run = tracking._parent(leaky, tracking.rows(outcomes), sweep_dir, "1")
-    assert run.tags["tcsweep.command"] == "tcsweep tracking.uri=http://bob@host:5000"
-
-
-# --- addresses ---
-
-
-@pytest.mark.parametrize(
-    ("uri", "safe"),
-    [
-        ("http://host:5000", "http://host:5000"),
-        ("http://bob@host:5000/x", "http://bob@host:5000/x"),
-        ("http://bob:S3cr%40t%2F@host:5000/x", "http://bob@host:5000/x"),
-        ("http://bob@corp.com:p:w/@#?@host", "http://bob@corp.com@host"),
-        ("http://:pw@host", "http://@host"),
-        ("http://bob:p w\n@host", "http://bob@host"),
-        ("postgresql+psycopg2://bob:pw@nohost/db?sslpassword=pw&x=1", "postgresql+psycopg2://bob@nohost/db?sslpassword=***&x=1"),
-        ("sqlite:////a:b@c/mlflow.db", "sqlite:////a:b@c/mlflow.db"),
-    ],
-)  # fmt: skip
-def test_safe_addresses_hold_no_password(uri, safe):
-    assert safe_uri(uri) == safe
-
-
-def test_text_is_redacted_wherever_an_address_stands_in_it():
-    text = "from http://bob:p%40w@h:1/x and 'mysql://u:p@w@h' at 12:30, mail x@y.z, sqlite:////a:b@c"
-    assert redact(text) == "from http://bob@h:1/x and 'mysql://u@h' at 12:30, mail x@y.z, sqlite:////a:b@c"
-
-
-def test_the_address_is_the_one_asked_for_then_the_environments_then_the_embedded_store(monkeypatch):
-    assert resolved_uri(Target(None, store=Path("/o p"))) == "sqlite:////o p/mlflow.db"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://env")
-    assert resolved_uri(Target(None, store=Path("/o"))) == "http://env"
-    assert resolved_uri(Target("http://asked", store=Path("/o"))) == "http://asked"
-
-
-FOLDER = "MLflow since 3.13 refuses a folder ({uri}): use {better}, or set MLFLOW_ALLOW_FILE_STORE=true"
-STORES = "use http(s)://host:port, sqlite:////path/mlflow.db or a database"
-NO_HOST = "{uri} names no host: use http://host:port; characters such as @ / # in a password as %40 %2F %23"
-IN_MEMORY = "sqlite:// is a database in memory, lost at once: use sqlite:////path/mlflow.db"
-READ_ONLY = "cannot write MLflow's store /proc/x/m.db: /proc is not writable; set another address for tracking"
-
-
-@pytest.mark.parametrize(
-    ("uri", "reason"),
-    [
-        (None, None),
-        ("http://host:5000", None),
-        ("https://bob:p%40w@host/mlflow", None),
-        ("postgresql://u:p@h/db", None),
-        ("databricks", None),
-        ("/a/mlruns", FOLDER.format(uri="/a/mlruns", better="sqlite:////a/mlruns/mlflow.db")),
-        ("./mlruns", FOLDER.format(uri="./mlruns", better=f"sqlite:///{Path.cwd()}/mlruns/mlflow.db")),
-        ("file:///a%20b/m", FOLDER.format(uri="file:///a%20b/m", better="sqlite:////a b/m/mlflow.db")),
-        ("s3://b:k@bucket", f"MLflow has no store for s3://b@bucket: {STORES}"),
-        ("http:///x", NO_HOST.format(uri="http:///x")),
-        ("http://h:x1", NO_HOST.format(uri="http://h:x1")),
-        ("sqlite://", IN_MEMORY),
-        ("sqlite:////proc/x/m.db", READ_ONLY),
-    ],
-)
-def test_an_address_that_cannot_work_is_found_before_measuring(tmp_path, monkeypatch, uri, reason):
-    monkeypatch.setattr("os.access", lambda path, mode: str(path) != "/proc")
-    assert check(Target(uri, store=tmp_path / "new")) == reason
-
-
-def test_a_folder_is_taken_where_mlflow_is_told_to_allow_it(tmp_path, monkeypatch):
-    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
-    assert check(Target("./mlruns", store=tmp_path)) is None
+# --- around it ---
 
 
 def test_without_mlflow_results_are_kept_and_it_is_said(tmp_path, monkeypatch):
@@ -682,7 +608,7 @@ def test_without_mlflow_results_are_kept_and_it_is_said(tmp_path, monkeypatch):
 
 def test_neither_the_import_nor_the_check_imports_mlflow_or_anything_slow():
     code = (
-        "import sys; from pathlib import Path; from tcsweep.tracking import Target, check; "
+        "import sys, tcsweep.tracking; from pathlib import Path; from tcsweep.tracking_uri import Target, check; "
         "check(Target(None, store=Path('/x')));"
         "print([m for m in ('mlflow', 'torch', 'requests', 'filelock', 'sqlalchemy') if m in sys.modules])"
     )
