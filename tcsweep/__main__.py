@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tcsweep.mistakes import Mistake, unknown_word
+from tcsweep.mistakes import Interrupted, Mistake, cannot_write, unknown_word
 
 # Flags of Hydra that show something and measure nothing.
 ASKING_FLAGS = {"--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc"}
@@ -25,6 +25,9 @@ def main() -> None:
     except KeyboardInterrupt:
         print("tcsweep: interrupted", file=sys.stderr)
         status = 130
+    except Interrupted:
+        print("tcsweep: terminated", file=sys.stderr)
+        status = 143
     sys.stdout.flush()
     sys.exit(status)
 
@@ -72,6 +75,11 @@ def _hydra(argv: Sequence[str]) -> int:
         if wants_traceback:
             raise
         raise Mistake(_explained(error)) from None
+    except OSError as error:
+        if session.EXIT_STATUS:
+            raise
+        # Hydra makes the folders itself, before anything of ours runs.
+        raise cannot_write(Path(error.filename or "outputs"), error) from None
     if mistakes:
         raise mistakes[0]
     return max(session.EXIT_STATUS, default=0)
@@ -94,16 +102,18 @@ def _sync(arguments: list[str]) -> int:
     from rich.console import Console
 
     from tcsweep import app, store
+    from tcsweep.tracking import upload
     from tcsweep.tracking_uri import Target
 
     if not arguments:
         raise Mistake(f"sync needs a sweep's folder: {USAGE}")
     folders = [Path(a) for a in arguments]
     for folder in folders:
-        if not (folder / store.SWEEP).is_file():
+        path = folder / store.SWEEP
+        if not path.is_file() or path.stat().st_size == 0:
             raise Mistake(f"{folder} is no sweep's folder: it has no {store.SWEEP}")
     target = Target(uri=None, store=Path("outputs").resolve())
-    sent = [app.send(folder.resolve(), target, Console()) for folder in folders]
+    sent = [app.say_uploaded(f, target, upload(f, target), Console()) for f in (p.resolve() for p in folders)]
     return 0 if all(sent) else 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from omegaconf import DictConfig
 from tcsweep import config, session, sweep
 from tcsweep.config import Loaded, Tracking
 from tcsweep.mistakes import Mistake
-from tcsweep.tracking import prepare, ui_lines, upload
+from tcsweep.tracking import Uploaded, prepare, ui_lines, upload
 from tcsweep.tracking_uri import Target, check, redact
 
 
@@ -29,15 +30,19 @@ def measure(configs: Sequence[DictConfig], folder: Path) -> sweep.Finished:
         progress.message(f"MLflow: {reason}; results go to the folder only")
         target = None
     command = redact(shlex.join(["python", "-m", "tcsweep", *session.ARGV]))
-    finished = sweep.run(
-        [one.job for one in loaded],
-        sweep.claim(folder),
-        progress,
-        command=command,
-        composed=[redact(one.composed) for one in loaded],
-        name=loaded[0].name,
-        while_waiting=lambda: _prepare(target),
-    )
+    claimed = sweep.claim(folder)
+    try:
+        finished = sweep.run(
+            [one.job for one in loaded],
+            claimed,
+            progress,
+            command=command,
+            composed=[redact(one.composed) for one in loaded],
+            name=loaded[0].name,
+            while_waiting=lambda: _prepare(target),
+        )
+    finally:
+        sweep.release(claimed)
     session.EXIT_STATUS.append(finished.exit_status)
     tell(finished.folder, target, console)
     return finished
@@ -45,8 +50,8 @@ def measure(configs: Sequence[DictConfig], folder: Path) -> sweep.Finished:
 
 def _prepare(target: Target | None) -> None:
     """Import what the end of the sweep needs, and make a new MLflow store, before anything is measured."""
-    import matplotlib.figure  # noqa: F401
-
+    with contextlib.suppress(Exception):  # said when the picture is drawn
+        import matplotlib.figure  # noqa: F401
     if target is not None:
         prepare(target)
 
@@ -58,15 +63,15 @@ def tell(folder: Path, target: Target | None, console: Any) -> None:
 
     rows = report.write(folder)
     record, _ = store.load_sweep(folder)
+    uploaded = None if target is None else upload(folder, target)  # first: printing ends with a closed pipe
     table.render(record, rows, console)
     console.print(f"Results: {folder}", soft_wrap=True, highlight=False)
-    if target is not None:
-        send(folder, target, console)
+    if target is not None and uploaded is not None:
+        say_uploaded(folder, target, uploaded, console)
 
 
-def send(folder: Path, target: Target, console: Any) -> bool:
-    """Upload a sweep's results to MLflow and say where; whether all of them arrived."""
-    uploaded = upload(folder, target)
+def say_uploaded(folder: Path, target: Target, uploaded: Uploaded, console: Any) -> bool:
+    """Say where in MLflow a sweep is, or how to send it later; whether all of it arrived."""
     if uploaded.error:
         console.print(f"MLflow: {uploaded.error}", soft_wrap=True, highlight=False, markup=False)
         console.print(

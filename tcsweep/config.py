@@ -166,6 +166,7 @@ def _job(values: dict[str, Any]) -> Job:
     _one_of("amp_backend", values["amp_backend"], AMP_BACKENDS)
     _device(values["device"]["name"])
     _at_least("batch", values["batch"]["size"], 1, BATCH_MAX)
+    _at_least("seed", values["seed"], 0, 2**62)
     weights, size = _weights(model["name"], model["weights"])
     if model["image_size"] is not None:
         _at_least("model.image_size", model["image_size"], 1, 2**20)

@@ -1,57 +1,50 @@
-"""One measurement at a time on a device, machine-wide."""
+"""One measurement at a time on a device, machine-wide.
+
+The lock is a name in Linux's abstract socket space: seen by all users, whatever their TMPDIR, with no file to be left
+behind or be unreadable, and gone with the process that holds it.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import json
-import os
-import tempfile
+import shlex
+import socket
+import struct
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
-FOLDER = Path(tempfile.gettempdir()) / "tcsweep-locks"
+POLL_S = 0.2
 
 
 @contextlib.contextmanager
-def device_lock(name: str, command: str, say: Callable[[str], None], folder: Path = FOLDER) -> Iterator[None]:
-    """Hold the device's lock; wait for it and say for whom. Where no lock file can be made, say so and go on."""
-    path = folder / f"{name}.lock"
-    try:
-        folder.mkdir(mode=0o1777, parents=True, exist_ok=True)
-        with contextlib.suppress(PermissionError):
-            folder.chmod(0o1777)
-        lock = FileLock(path, mode=0o666)
-        _acquire(lock, path, say)
-    except OSError as error:
-        say(f"no device lock ({error}): another sweep on this device would go unnoticed")
+def device_lock(name: str, say: Callable[[str], None]) -> Iterator[None]:
+    """Hold the device's lock; wait for it and say for whom."""
+    address = f"\0tcsweep/{name}"
+    with socket.socket(socket.AF_UNIX) as lock:
+        if not _take(lock, address):
+            say(f"waiting for the device: {_holder(address)} is measuring on it")
+            while not _take(lock, address):
+                time.sleep(POLL_S)
+        lock.listen()  # so that who waits can ask the kernel for our pid
         yield
-        return
-    holder = path.with_suffix(".json")
-    with contextlib.suppress(OSError):
-        holder.write_text(json.dumps({"pid": os.getpid(), "command": command, "since": time.time()}))
-        holder.chmod(0o666)
+
+
+def _take(lock: socket.socket, address: str) -> bool:
     try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            holder.unlink()
-        lock.release()
+        lock.bind(address)
+    except OSError:
+        return False
+    return True
 
 
-def _acquire(lock: FileLock, path: Path, say: Callable[[str], None]) -> None:
+def _holder(address: str) -> str:
+    """The process behind the lock, with its command where this user may see it."""
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        say(f"waiting for the device: {_holder(path)} is measuring on it")
-        lock.acquire(poll_interval=0.2)
-
-
-def _holder(path: Path) -> str:
-    try:
-        facts = json.loads(path.with_suffix(".json").read_text())
-        return f"process {facts['pid']} ({facts['command']})"
-    except (OSError, ValueError, KeyError):
+        with socket.socket(socket.AF_UNIX) as asking:
+            asking.connect(address)
+            pid, _, _ = struct.unpack("3i", asking.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")[:-1]
+    except OSError:
         return "another sweep"
+    return f"process {pid} ({shlex.join(words)})"

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class Mistake(ValueError):
     """An override that can never be right: the whole sweep is refused, exit status 2. The text is one line."""
+
+
+class Interrupted(BaseException):
+    """SIGTERM; Ctrl-C is Python's own KeyboardInterrupt."""
 
 
 def unknown(what: str, value: str, allowed: Iterable[str]) -> Mistake:
@@ -19,6 +24,12 @@ def unknown(what: str, value: str, allowed: Iterable[str]) -> Mistake:
 def unknown_word(kind: str, word: str, allowed: Iterable[str]) -> Mistake:
     """The same for a word that is no value: `unknown key modle; did you mean model? Allowed: ...`."""
     return _unknown(f"unknown {kind} {word}", word, allowed)
+
+
+def cannot_write(path: Path, error: OSError) -> Mistake:
+    """Results need a folder: the path, the reason, and the two settings that choose another."""
+    reason = error.strerror or str(error)
+    return Mistake(f"cannot write in {path} ({reason}): set hydra.sweep.dir, and hydra.run.dir for one job")
 
 
 def _unknown(text: str, value: str, allowed: Iterable[str], limit: int = 24) -> Mistake:

@@ -27,17 +27,20 @@ def build_model(job: Job, device: torch.device) -> nn.Module:
     builder = torchvision.models.get_model_builder(job.model)
     accepted = inspect.signature(builder).parameters
     kwargs: dict[str, Any] = {}
-    if job.model in ("inception_v3", "googlenet"):
+    named = job.weights if job.weights and os.sep not in job.weights else None
+    if job.model in ("inception_v3", "googlenet") and named is None:
         # Their own initialisation draws truncated normals for minutes (torchvision issue 1797).
         kwargs |= {"init_weights": False, "aux_logits": False}
-    if _is_transformer(accepted, builder) and job.weights is None:
+    if _is_transformer(accepted, builder) and named is None:
         kwargs["image_size"] = job.image_size
-    named = job.weights if job.weights and os.sep not in job.weights else None
     with device if job.weights is None else contextlib.nullcontext():
         model: nn.Module = builder(weights=named, **kwargs)
     if job.weights and not named:
         state = torch.load(job.weights, map_location="cpu", weights_only=True)
-        model.load_state_dict(state.get("state_dict", state) if isinstance(state, dict) else state)
+        state = state.get("state_dict", state)
+        if kwargs.get("aux_logits") is False:
+            state = {k: v for k, v in state.items() if not k.startswith(("aux1.", "aux2.", "AuxLogits."))}
+        model.load_state_dict(state)
     return model.to(device).eval()
 
 

@@ -93,7 +93,8 @@ def _parse(text: str) -> Override:
         return OverridesParser.create().parse_override(text)
     except HydraException as error:
         said = next((line.strip() for line in str(error).splitlines() if line.strip()), "not an override")
-        raise Mistake(f"{text}: {said}") from None
+        hint = "" if text.isascii() else f"; quote it: {text.partition('=')[0]}='\"...\"'"
+        raise Mistake(f"{text}: {said}{hint}") from None
 
 
 def _check_key(override: Override, keys: Sequence[str], folders: Sequence[Path]) -> None:

@@ -19,7 +19,7 @@ from tcsweep.devices import Resolved
 from tcsweep.job import Environment, Failure, Job, Outcome, Result, Round, Skipped, Sweep
 from tcsweep.lock import device_lock
 from tcsweep.measure import Hint, RoundRequest
-from tcsweep.mistakes import Mistake
+from tcsweep.mistakes import Interrupted, Mistake, cannot_write
 from tcsweep.plan import Planned, order, plan
 from tcsweep.report.progress import Progress
 from tcsweep.stats import log_interval, round_throughput
@@ -81,10 +81,6 @@ class Finished:
         return 1 if any(isinstance(o, Failure) for o in self.outcomes) else 0
 
 
-class Interrupted(BaseException):
-    """SIGTERM; Ctrl-C is Python's own KeyboardInterrupt."""
-
-
 def run(
     jobs: Sequence[Job],
     folder: Path,
@@ -141,10 +137,16 @@ def claim(folder: Path) -> Path:
             number += 1
             path = folder.with_name(f"{folder.name}-{number}")
         except OSError as error:
-            reason = error.strerror or str(error)
-            raise Mistake(
-                f"cannot write in {path} ({reason}): set hydra.sweep.dir, and hydra.run.dir for one job"
-            ) from None
+            raise cannot_write(path, error) from None
+
+
+def release(folder: Path) -> None:
+    """Give back a claimed folder in which nothing was measured."""
+    path = folder / store.SWEEP
+    with contextlib.suppress(OSError):
+        if path.stat().st_size == 0:
+            path.unlink()
+            folder.rmdir()
 
 
 def _probe(server: Server, jobs: Sequence[Job], progress: Progress) -> dict[str, Resolved]:
@@ -208,8 +210,9 @@ class Runner:
         self._progress.started(sum(s.job.measure.rounds for s in ready), len(ready))
         try:
             with contextlib.ExitStack() as locks:
-                for name in dict.fromkeys(_lock_name(s.planned.environment) for s in ready):
-                    locks.enter_context(device_lock(name, self._sweep.command, self._progress.message))
+                # Sorted: two sweeps that want the same devices in another order would each wait for the other.
+                for name in sorted({_lock_name(s.planned.environment) for s in ready}):
+                    locks.enter_context(device_lock(name, self._progress.message))
                 self._rounds()
                 self._server.join()
         except KeyboardInterrupt:
@@ -244,7 +247,7 @@ class Runner:
         asked = [s for s in ready if number <= s.job.measure.rounds]
         wide = [s for s in ready if s.job.measure.rounds < number <= s.job.measure.rounds_max and s.wide()]
         needed = {s.job for s in wide} | {s.job.cell for s in wide}
-        extra = [s for s in ready if s not in asked and s.job in needed]
+        extra = [s for s in ready if s not in asked and s.job in needed and s.affords()]
         self._progress.added_rounds(len(extra))
         return asked + extra
 
@@ -263,6 +266,8 @@ class Runner:
             listen=lambda kind, said: self._listen(job, kind, said),
         )
         state.ended_at = time.time()
+        if isinstance(value, Broken) or _holds_much(value, state.planned.environment):
+            self._server.join()
         if isinstance(value, Broken):
             state.failure = value
             self._progress.failed(job.label, _overrides(job), f"{value.reason} (stage: {value.stage})")
@@ -289,6 +294,11 @@ class Runner:
         failures = {(s.failure.stage, s.failure.reason) for s in tried if s.failure}
         if any(s.rounds for s in tried) or len(tried) < IDENTICAL_FAILURES or len(failures) != 1:
             return False
+        # Cells are measured whole, so five failures may be those of one model or one batch only.
+        for axis in ("model", "weights", "batch", "layout", "engine", "device"):
+            swept = {getattr(s.job, axis) for s in self._states}
+            if len(swept) > 1 and len({getattr(s.job, axis) for s in tried}) < 2:
+                return False
         rest = [s for s in self._states if s.open]
         for state in rest:
             state.stopped = f"the first {len(tried)} jobs failed alike"
@@ -326,6 +336,13 @@ def _outcome(state: State, interrupted: bool) -> Outcome:
         )
     stopped = state.stopped or ("interrupted" if interrupted and short else None)
     return Result(rounds=tuple(state.rounds), stopped=stopped, **common)
+
+
+def _holds_much(measured: Round, environment: Environment) -> bool:
+    """Whether the worker leaves so much memory behind that the next one should not even start beside it."""
+    return measured.reserved_memory_mib is not None and (
+        measured.reserved_memory_mib > (environment.device_memory_mib or 0) / 2
+    )
 
 
 def _overrides(job: Job) -> str:

@@ -135,6 +135,7 @@ def measure_round(request: RoundRequest, tell: Tell) -> Round:
         block_device_ms=samples.block_device_ms,
         latency_ms=samples.latency_ms,
         peak_memory_mib=_peak_memory_mib(on_gpu),
+        reserved_memory_mib=torch.cuda.memory_reserved() / 2**20 if on_gpu else None,
         warmed_up=samples.warmed_up,
         converged=samples.converged,
         amp_backend=prepared.amp_backend,

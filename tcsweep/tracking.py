@@ -108,8 +108,22 @@ def prepare(target: Target) -> None:
     with contextlib.suppress(Exception):
         address = resolved_uri(target)
         path = sqlite_path(address)
-        if path is not None:
+        if path is not None and not _is_locked(path):
             _experiment(_open_client(address), target, address)
+
+
+def _is_locked(path: Path) -> bool:
+    """Whether somebody else is writing: `upload` can wait for that, a measurement should not."""
+    import sqlite3
+
+    if not _is_ready(path):
+        return False
+    try:
+        with contextlib.closing(connect_sqlite(path, "rw", timeout_s=1)) as database:
+            database.execute("begin immediate").connection.rollback()
+    except sqlite3.Error:
+        return True
+    return False
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import multiprocessing as mp
 import os
+import signal
 import sys
 import time
 import traceback
@@ -121,7 +122,7 @@ class Server:
 def _start(process: Any) -> None:
     try:
         process.start()
-    except EOFError:  # the server was killed; the next start makes a new one
+    except (EOFError, ConnectionError):  # the server was killed; the next start makes a new one
         process._popen = None
         process.start()
 
@@ -153,6 +154,7 @@ def _main(task: str, request: Any, pipe: Connection, log: str | None) -> None:
     """A worker's life: its own session, its log, the task, the answer."""
     die_with_parent()
     os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     prefer_to_be_killed()
     if log is not None:
         _redirect(log)
@@ -163,8 +165,8 @@ def _main(task: str, request: Any, pipe: Connection, log: str | None) -> None:
         module, _, function = task.partition(":")
         pipe.send(("value", getattr(importlib.import_module(module), function)(request, Tell(pipe))))
     except BaseException as error:
-        traceback.print_exc()
-        sys.stderr.flush()
+        if log is not None:
+            traceback.print_exc()
         pipe.send(("error", classify(error)))
     finally:
         pipe.close()

@@ -168,7 +168,7 @@ def test_a_mistake_is_one_line_and_status_2(tmp_path: Path, here: Here, argv: li
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(said)
     assert done.stderr.count("\n") == 1
-    assert not list(tmp_path.glob("outputs/**/result.json"))
+    assert not list(tmp_path.glob("outputs/**/*.json"))
 
 
 @pytest.mark.parametrize("argv", [["--help"], ["--cfg", "job"], ["-m", "precision=fp61,o1", "batch=1"]])
@@ -352,10 +352,60 @@ def test_a_second_sweep_on_the_device_waits_and_says_for_whom(tmp_path: Path) ->
     assert [p.returncode for p in both] == [0, 0]
     waited = [s for s in said if "waiting for the device: process" in s]
     assert len(waited) == 1
-    assert "python -m tcsweep batch=1" in waited[0]
+    assert "-m tcsweep batch=1" in waited[0]
 
 
 def test_output_that_is_no_terminal_is_plain(tmp_path: Path, here: Here) -> None:
     done = here("batch=1", *SMALL, *FAST, "tracking=none", COLUMNS="100")
     assert "\x1b" not in done.stdout + done.stderr
     assert "\r" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_before_anything_is_measured_ends_in_one_line(tmp_path: Path, number: signal.Signals) -> None:
+    sweep = subprocess.Popen(
+        [sys.executable, "-m", "tcsweep", "batch=1", *SMALL],
+        cwd=tmp_path,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    for _ in range(200):
+        if list(tmp_path.glob("outputs/*/*/sweep.json")):
+            break
+        time.sleep(0.02)
+    os.killpg(sweep.pid, number)  # as a terminal does: the fork server, importing torch, gets it too
+    out, err = sweep.communicate(timeout=60)
+    assert (sweep.returncode, out) == (128 + number, "")
+    assert err.splitlines()[-1] == f"tcsweep: {'interrupted' if number == signal.SIGINT else 'terminated'}"
+    assert "Traceback" not in err
+    assert not list(tmp_path.glob("outputs/*/*/sweep.json"))
+
+
+def test_a_torch_that_cannot_be_imported_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "broken" / "torch").mkdir(parents=True)
+    (tmp_path / "broken" / "torch" / "__init__.py").write_text("raise OSError('libcurand.so.10: cannot open')\n")
+    path = os.pathsep.join([str(tmp_path / "broken"), str(ROOT)])
+    done = tcsweep(tmp_path, "batch=1", *SMALL, PYTHONPATH=path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "tcsweep: torch cannot be used: OSError: libcurand.so.10: cannot open\n"
+
+
+@pytest.mark.parametrize("argv", [["hydra.run.dir=/proc/x"], ["-m", "hydra.sweep.dir=/proc/x"]])
+def test_a_folder_that_cannot_be_written_is_one_line(here: Here, argv: list[str]) -> None:
+    done = here(*argv, *SMALL)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("tcsweep: cannot write in /proc/x")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_closed_output_does_not_cost_the_upload(tmp_path: Path) -> None:
+    command = f"{sys.executable} -m tcsweep batch=1 {' '.join([*SMALL, *FAST])} | true"
+    subprocess.run(command, shell=True, cwd=tmp_path, env=environment(), check=False, timeout=120)
+
+    import mlflow
+
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'outputs' / 'mlflow.db'}")
+    assert len(mlflow.search_runs(experiment_names=["tcsweep"])) == 2

@@ -29,11 +29,12 @@ class FakeServer:
     removed: tuple[str, ...] = ()
     answer: Answer
     requests: list[RoundRequest]
-    clock: float
+    joined: int = 0
 
     def start(self) -> None: ...
 
-    def join(self) -> None: ...
+    def join(self) -> None:
+        FakeServer.joined += 1
 
     def run(self, task: str, request: Any, **_: Any) -> Any:
         if task.endswith(":probe"):
@@ -47,11 +48,10 @@ class FakeServer:
 
 
 @pytest.fixture(autouse=True)
-def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> type[FakeServer]:
+def server(monkeypatch: pytest.MonkeyPatch) -> type[FakeServer]:
     FakeServer.answer = staticmethod(lambda request: rate_of(request, 100.0))
-    FakeServer.requests = []
+    FakeServer.requests, FakeServer.joined = [], 0
     monkeypatch.setattr(sweep, "Server", FakeServer)
-    monkeypatch.setattr("tcsweep.lock.FOLDER", tmp_path / "locks")
     return FakeServer
 
 
@@ -168,7 +168,7 @@ def test_a_failed_job_is_a_row_and_the_others_run(tmp_path: Path, capsys: pytest
     assert "precision=fp16" in capsys.readouterr().out  # said when it happened, with its overrides
 
 
-def test_five_first_jobs_that_fail_alike_stop_the_sweep(tmp_path: Path) -> None:
+def test_first_jobs_that_all_fail_alike_stop_the_sweep(tmp_path: Path) -> None:
     FakeServer.answer = staticmethod(lambda request: Broken("build", "error", "RuntimeError: same"))
     asked = [j for b in (1, 2, 4, 8) for j in jobs("fp32", "fp16", batch=b)]
     finished = run(tmp_path, *asked)
@@ -176,6 +176,21 @@ def test_five_first_jobs_that_fail_alike_stop_the_sweep(tmp_path: Path) -> None:
     assert statuses == ["failed"] * 5 + ["skipped"] * 3
     reasons = {o.reason for o in finished.outcomes if isinstance(o, Skipped)}
     assert (reasons, finished.exit_status) == ({"the first 5 jobs failed alike"}, 1)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_fault_of_one_model_or_batch_does_not_stop_the_others(tmp_path: Path, seed: int) -> None:
+    def answer(request: RoundRequest) -> Round | Broken:
+        if request.job.model == "vgg11" or request.job.batch == 8:
+            return Broken("first_call", "error", "RuntimeError: same")
+        return rate_of(request, 100.0)
+
+    FakeServer.answer = staticmethod(answer)
+    levels = ("fp32", "fp16", "bf16", "o0", "o1")
+    asked = [j for m in ("vgg11", "resnet18") for b in (1, 8) for j in jobs(*levels, model=m, batch=b)]
+    finished = run(tmp_path, *asked, order_seed=seed)
+    measured = [(o.job.model, o.job.batch) for o in finished.outcomes if isinstance(o, Result)]
+    assert measured == [("resnet18", 1)] * 5
 
 
 def test_different_failures_do_not_stop_the_sweep(tmp_path: Path) -> None:
@@ -214,6 +229,18 @@ def test_an_interrupted_sweep_keeps_what_it_measured(
     assert sorted(o.status for o in outcomes) == ["ok", "ok", "skipped", "skipped"]
     assert {o.reason for o in outcomes if isinstance(o, Skipped)} == {"interrupted before its turn"}
     assert {o.stopped for o in outcomes if isinstance(o, Result)} == {"interrupted"}
+
+
+def test_the_next_worker_waits_for_the_memory_of_one_that_failed_or_holds_much(tmp_path: Path) -> None:
+    def answer(request: RoundRequest) -> Round | Broken:
+        if request.job.precision == "fp16":
+            return Broken("input", "gpu-memory", "out of GPU memory")
+        held = 9000.0 if request.job.precision == "bf16" else None
+        return dataclasses.replace(rate_of(request, 100.0), reserved_memory_mib=held)
+
+    FakeServer.answer = staticmethod(answer)
+    run(tmp_path, *jobs("fp32", "fp16", "bf16"))
+    assert FakeServer.joined == 1 + 3 + 1  # the failure, three rounds of bf16, the end
 
 
 def test_every_round_is_on_disk_before_the_next_begins(tmp_path: Path) -> None:
