@@ -49,7 +49,8 @@ _KINDS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
 
 def classify(error: BaseException) -> tuple[str, str]:
     """The kind of an exception, and one line for a person: what it means, then what was said."""
-    said = f"{type(error).__name__}: {_meaningful(str(error))}"
+    meaningful = _meaningful(str(error))
+    said = f"{type(error).__name__}: {meaningful}" if meaningful else type(error).__name__
     whole = f"{type(error).__name__}: {error}"
     for kind, meaning, marks in _KINDS:
         if any(mark in whole for mark in marks):

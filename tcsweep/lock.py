@@ -1,12 +1,14 @@
 """One measurement at a time on a device, machine-wide.
 
 The lock is a name in Linux's abstract socket space: seen by all users, whatever their TMPDIR, with no file to be left
-behind or be unreadable, and gone with the process that holds it.
+behind or be unreadable, and gone with the process that holds it. It is a name of the network namespace: two containers
+on one GPU see each other with `--network host` only.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import shlex
 import socket
 import struct
@@ -22,19 +24,24 @@ def device_lock(name: str, say: Callable[[str], None]) -> Iterator[None]:
     """Hold the device's lock; wait for it and say for whom."""
     address = f"\0tcsweep/{name}"
     with socket.socket(socket.AF_UNIX) as lock:
-        if not _take(lock, address):
-            say(f"waiting for the device: {_holder(address)} is measuring on it")
-            while not _take(lock, address):
-                time.sleep(POLL_S)
-        lock.listen()  # so that who waits can ask the kernel for our pid
+        try:
+            if not _take(lock, address):
+                say(f"waiting for the device: {_holder(address)} is measuring on it")
+                while not _take(lock, address):
+                    time.sleep(POLL_S)
+            lock.listen()  # so that who waits can ask the kernel for our pid
+        except OSError as error:
+            say(f"no device lock ({error}): another sweep on this device would go unnoticed")
         yield
 
 
 def _take(lock: socket.socket, address: str) -> bool:
     try:
         lock.bind(address)
-    except OSError:
-        return False
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            return False
+        raise
     return True
 
 
@@ -44,7 +51,8 @@ def _holder(address: str) -> str:
         with socket.socket(socket.AF_UNIX) as asking:
             asking.connect(address)
             pid, _, _ = struct.unpack("3i", asking.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-        words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")[:-1]
+        words = Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")[:-1]
     except OSError:
         return "another sweep"
-    return f"process {pid} ({shlex.join(words)})"
+    # An address may hold a password.
+    return f"process {pid} ({shlex.join('...' if '://' in w else w for w in words)})"

@@ -17,7 +17,7 @@ class Interrupted(BaseException):
 
 def unknown(what: str, value: str, allowed: Iterable[str]) -> Mistake:
     """A Mistake for a value outside a list: `precision=fp61 is unknown; did you mean fp16? Allowed: ...`."""
-    shown = value if value and value == value.strip() else repr(value)
+    shown = value if value and value == value.strip() and value.isprintable() else repr(value)
     return _unknown(f"{what}={shown} is unknown", value, allowed)
 
 

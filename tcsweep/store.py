@@ -55,7 +55,11 @@ def save_sweep(sweep_dir: Path, sweep: Sweep) -> None:
 
 def load_outcome(path: Path) -> Outcome:
     """Read one result.json; raises OSError or ValueError."""
-    return outcome_from_json(json.loads(path.read_text(encoding="utf-8")))
+    data = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        return outcome_from_json(data)
+    except (TypeError, AttributeError, KeyError) as error:
+        raise ValueError(f"{path} does not hold a result: {error}") from None
 
 
 def load_sweep(sweep_dir: Path) -> tuple[Sweep, list[Outcome]]:

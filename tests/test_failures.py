@@ -126,9 +126,6 @@ def test_a_long_message_is_cut_to_300_characters() -> None:
     ]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="an error without a message ends in ': ', in 'out of host memory (MemoryError: )'"
-)
 @pytest.mark.parametrize(
     ("error", "expected"),
     [

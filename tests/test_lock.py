@@ -122,9 +122,6 @@ def test_the_lock_does_not_pass_to_child_processes(name: str) -> None:
         child.wait()
 
 
-@pytest.mark.xfail(
-    strict=True, reason="UnicodeDecodeError ends the waiting sweep: the command line is decoded strictly"
-)
 def test_a_holders_command_may_hold_bytes_that_are_no_text(name: str) -> None:
     other, said = Other(name, os.fsdecode(b"name=\xff")), []
 
@@ -140,7 +137,6 @@ def test_a_holders_command_may_hold_bytes_that_are_no_text(name: str) -> None:
     assert [text.partition(" (")[0] for text in said] == [f"waiting for the device: process {other.process.pid}"]
 
 
-@pytest.mark.xfail(strict=True, reason="every error of bind is taken for a held lock: the sweep would wait for ever")
 def test_a_lock_that_can_never_be_taken_is_no_reason_to_wait(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def wait(_: float) -> None:
         raise TimeoutError("waits for nobody")

@@ -55,7 +55,6 @@ def test_a_mistake_is_a_value_error() -> None:
         raise unknown_word("key", "a", ["b"])
 
 
-@pytest.mark.xfail(strict=True, reason="only leading and trailing blanks are quoted; a newline within makes two lines")
 def test_a_mistake_is_one_line_whatever_was_typed() -> None:
     assert str(unknown("precision", "fp\n16", ["fp16"])).splitlines() == [
         "precision='fp\\n16' is unknown; did you mean fp16? Allowed: fp16"

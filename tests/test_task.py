@@ -22,7 +22,9 @@ from tcsweep.task import CpuDevice, Stages, measure_round
 from tcsweep.worker import Server
 
 STAGES = ["start", "context", "build", "input", "first_call", "warmup", "throughput", "latency"]
-BRIEF = Measure(iterations=6, warmup_s_min=0.0, warmup_iterations_min=3, latency_s_max=0.001, rounds=3)
+BRIEF = Measure(
+    iterations=6, warmup_s_min=0.0, warmup_s_max=60.0, warmup_iterations_min=3, latency_s_max=0.001, rounds=3
+)
 JOB = Job(model="mobilenet_v3_small", image_size=32, batch=2, device="cpu", measure=BRIEF)
 HINT = Hint(warmup_iterations=4, block_iterations=2)
 
@@ -53,8 +55,11 @@ def tf32(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bool]]:
     was_set: list[bool] = []
     monkeypatch.setattr(task, "set_tf32", was_set.append)
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # two threads that wait for each other on a busy machine take a hundred times as long
     with warnings.catch_warnings():
         yield was_set
+    torch.set_num_threads(threads)
     gc.enable()
 
 

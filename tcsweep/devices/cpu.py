@@ -33,7 +33,7 @@ def parse_meminfo(text: str) -> int | None:
 
 
 def _field(text: str, name: str) -> str | None:
-    found = re.search(rf"^{re.escape(name)}\s*:\s*(.+)$", text, re.MULTILINE)
+    found = re.search(rf"^{re.escape(name)}[ \t]*:[ \t]*(\S.*)$", text, re.MULTILINE)
     return found[1].strip() if found else None
 
 

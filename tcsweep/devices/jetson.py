@@ -33,15 +33,17 @@ def parse_power_mode(text: str) -> str | None:
     """Name and number from `nvpmodel -q`, whose warnings may stand around them; None where no mode is named."""
     lines = [line.strip() for line in text.splitlines()]
     for line, following in zip(lines, [*lines[1:], ""]):
-        if line.startswith("NV Power Mode:"):
-            name = line.partition(":")[2].strip()
+        if "NV Power Mode:" in line:
+            name = line.partition("NV Power Mode:")[2].strip()
             return f"{name} ({following})" if following.isdecimal() else name or None
     return None
 
 
 def _nvpmodel() -> str:
     try:
-        done = subprocess.run(["nvpmodel", "-q"], capture_output=True, text=True, timeout=5, check=False)
+        done = subprocess.run(
+            ["nvpmodel", "-q"], capture_output=True, text=True, errors="replace", timeout=5, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout
