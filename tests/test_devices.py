@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 import sys
 import types
 import warnings
@@ -413,6 +414,7 @@ def expected(device: str, **fields: Any) -> Environment:
         jetpack="6",
         power_mode="15W (2)",
         tcsweep=devices.__version__,
+        git_commit=devices.git_commit(Path(devices.__file__).parent),
         **fields,
     )
 
@@ -439,3 +441,22 @@ def test_every_fact_read_here_is_a_field_of_the_environment() -> None:
     assert found is not None
     assert (found.device, found.device_name) == ("cpu", found.cpu_model)
     assert (found.memory_mib or 0) > 0
+
+
+def git(folder: Path, *words: str) -> str:
+    name = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    return subprocess.run(["git", *name, *words], cwd=folder, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def test_the_commit_is_that_of_the_checkout_the_package_is_in(tmp_path: Path) -> None:
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "__init__.py").write_text("")
+    git(tmp_path, "init", "-q")
+    assert devices.git_commit(tmp_path / "package") is None  # not of this checkout: not tracked
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-qm", "one")
+    assert devices.git_commit(tmp_path / "package") == git(tmp_path, "rev-parse", "HEAD")
+
+
+def test_outside_a_checkout_there_is_no_commit(tmp_path: Path) -> None:
+    assert devices.git_commit(tmp_path) is None

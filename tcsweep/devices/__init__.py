@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import platform
 import socket
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from tcsweep import __version__
@@ -43,6 +45,23 @@ def _resolve(asked: str) -> Resolved:
     return Resolved(asked, None, reason)
 
 
+def git_commit(folder: Path) -> str | None:
+    """The commit of the checkout that a folder is in; None outside one, as in an installed package."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), "ls-files", "--error-unmatch", "__init__.py"],
+            capture_output=True,
+            timeout=5,
+            check=False,
+        )
+        if done.returncode:  # a package installed below some other project's checkout is not of that commit
+            return None
+        head = ["git", "-C", str(folder), "rev-parse", "HEAD"]
+        return subprocess.run(head, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
 def _environment(device: str) -> Environment:
     import torch
     import torchvision
@@ -62,6 +81,7 @@ def _environment(device: str) -> Environment:
         "os": platform.platform(),
         "cpu_threads": torch.get_num_threads(),
         "tcsweep": __version__,
+        "git_commit": git_commit(Path(__file__).parent),
     }
     readers: list[Callable[[], dict[str, Any]]] = [cpu.facts, jetson.facts]
     if device != "cpu":
