@@ -35,7 +35,7 @@ class Measure:
     iterations: int | None = None  # exactly so many timed iterations a round, whatever the interval
     warmup_s_min: float = 0.25
     warmup_s_max: float = 5.0
-    warmup_iterations_min: int = 3
+    warmup_iterations_min: int = 2  # besides the first call, which is set-up
     warmup_iterations_max: int = 10_000
     latency_s_max: float = 0.2
     budget_s: float = 20.0  # all of a job's worker seconds; one round is always finished

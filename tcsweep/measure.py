@@ -14,6 +14,7 @@ BLOCK_S = 0.03  # a block long enough that its two synchronisations weigh nothin
 BLOCKS_MAX = 100  # about; long rounds have longer blocks
 BLOCKS_MIN = 5  # for an interval, where time allows
 BLOCKS_LEAST = 2  # where it does not
+WARMUP_SHARE = 0.25  # of a round's time at most, so that a slow device has some left to be measured
 WARMUP_TIMES_MIN = 10  # so that the last half is long enough for a trend to show
 
 
@@ -103,6 +104,7 @@ def warm_up(device: Device, settings: Measure, watch: Watch, hint: Hint | None) 
     """Iterate until the times show no trend over their last half; with a hint, as often as round 1 did.
     Returns iterations, whether no trend was left, and milliseconds an iteration of the last half."""
     start, done, step = watch.clock(), 0, 1
+    ceiling_s = min(settings.warmup_s_max, WARMUP_SHARE * (watch.deadline - start))
     times: list[float] = []
     while True:
         wall, _ = device.block(step)
@@ -114,7 +116,7 @@ def warm_up(device: Device, settings: Measure, watch: Watch, hint: Hint | None) 
         if hint is not None and done >= hint.warmup_iterations:
             break
         if done >= settings.warmup_iterations_min:
-            if done >= settings.warmup_iterations_max or elapsed >= settings.warmup_s_max or watch.late:
+            if done >= settings.warmup_iterations_max or elapsed >= ceiling_s:
                 break
             if (
                 hint is None

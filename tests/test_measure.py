@@ -92,6 +92,12 @@ def test_later_rounds_warm_up_as_often_as_round_one() -> None:
     assert done == 42
 
 
+def test_a_warm_up_takes_no_more_than_a_quarter_of_the_rounds_time() -> None:
+    device = FakeDevice(iter([1000.0 + i for i in range(100)]))
+    done, _, _ = warm_up(device, Measure(warmup_iterations_min=2, warmup_s_max=60), watch(device, deadline=20.0), None)
+    assert (done, device.now_s) == (5, pytest.approx(5.01))
+
+
 def test_a_spent_budget_ends_the_warm_up_after_its_floor() -> None:
     device = FakeDevice(iter([1000.0 + i for i in range(100)]))
     done, _, _ = warm_up(device, Measure(warmup_iterations_min=2, warmup_s_max=60), watch(device, deadline=1.5), None)
