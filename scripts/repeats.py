@@ -1,6 +1,6 @@
 """What several sweeps of the same jobs agree on, and where their time went.
 
-python scripts/repeats.py outputs/DATE/TIME [outputs/DATE/TIME ...]
+PYTHONPATH=. python scripts/repeats.py outputs/DATE/TIME [outputs/DATE/TIME ...]
 """
 
 from __future__ import annotations
