@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 
-# What torch and its libraries say, by what it means (cases G4 and J6 of the field). First match wins.
+# What torch and its libraries say, by what it means. First match wins.
 _KINDS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     (
         "gpu-memory",

@@ -39,7 +39,7 @@ from tcsweep.tracking_uri import (
 )
 
 WAIT_S = 5.0  # for a server that does not answer, and for another process that sends the same sweep
-# Set before the import, where the user has not: no telemetry, nothing printed, no waiting (facts/mlflow.md: a dead
+# Set before the import, where the user has not: no telemetry, nothing printed, no waiting (measured: a dead
 # server holds the default client for 4 to 20 minutes a call).
 QUIET_ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -381,7 +381,7 @@ def _make_database(path: Path) -> None:
     address = sqlite_uri(fresh)
     with _no_stray_folder(address), _without_info():
         SqlAlchemyStore(address, _artifacts(path).as_uri()).engine.dispose()
-    # Write-ahead log: half the time a run, and readers don't block (facts/mlflow.md). Kept by the file.
+    # Write-ahead log: half the time a run, and readers don't block. Kept by the file.
     with contextlib.suppress(sqlite3.Error), contextlib.closing(connect_sqlite(fresh, "rw", timeout_s=5)) as database:
         database.execute("pragma journal_mode=wal")
     os.replace(fresh, path)

@@ -1,4 +1,4 @@
-"""Messages as torch and its libraries word them (cases G4 and J6 of the field)."""
+"""Messages as torch and its libraries word them."""
 
 from __future__ import annotations
 

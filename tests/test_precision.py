@@ -731,4 +731,4 @@ def test_the_twin_equals_apex_operator_by_operator(model, level):
     assert twin_rows == apex_rows
     assert twin_half == apex_half
     difference = (torch.tensor(twin_y) - torch.tensor(apex_y)).norm() / torch.tensor(apex_y).norm().clamp(min=1e-6)
-    assert difference.item() < 1e-3  # seen before: within 9e-4 (facts/torch.md)
+    assert difference.item() < 1e-3  # seen before: within 9e-4

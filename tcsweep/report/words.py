@@ -11,7 +11,7 @@ from tcsweep.speedup import Row
 from tcsweep.stats import Figures, Interval
 
 MISSING = "—"
-IMAGES = 3000  # the number of images that the published benchmark timed (facts/origin.md)
+IMAGES = 3000  # the number of images that the published benchmark timed
 _ASCII = str.maketrans("—–─━│±×·…≥≤•", "---" + "-|~x|.><*")  # one sign for one, so that columns stay aligned
 
 
