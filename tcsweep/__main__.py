@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tcsweep.mistakes import Interrupted, Mistake, cannot_write, unknown_word
+from tcsweep.mistakes import Interrupted, Mistake, cannot_write, first_line, unknown_word
 
 # Flags of Hydra that show something and measure nothing.
 ASKING_FLAGS = {"--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc"}
@@ -87,12 +87,10 @@ def _hydra(argv: Sequence[str]) -> int:
 
 def _explained(error: BaseException) -> str:
     """Hydra's and OmegaConf's errors in one line: what was said, and which key."""
-    from tcsweep.config import first_line
-
     cause = error.__cause__ if error.__cause__ is not None and str(error.__cause__) else None
-    said = first_line(error)
-    if cause is not None and first_line(cause) not in said:
-        said = f"{said.rstrip('.')}: {first_line(cause)}"
+    said = first_line(str(error)) or type(error).__name__
+    if cause is not None and first_line(str(cause)) not in said:
+        said = f"{said.rstrip('.')}: {first_line(str(cause))}"
     key = getattr(error, "full_key", None) or getattr(cause, "full_key", None)
     return f"{said} (key: {key})" if key and key not in said else said
 

@@ -20,7 +20,7 @@ from tcsweep.tracking_uri import Target, check, redact
 def measure(configs: Sequence[DictConfig], folder: Path) -> sweep.Finished:
     """Check every config, measure all of them as one sweep, then report. Raises Mistake with nothing measured."""
     loaded = [_load(number, one, len(configs)) for number, one in enumerate(configs)]
-    target = _target(loaded[0].tracking, folder)
+    target = _target(loaded[0].tracking)
     from rich.console import Console
 
     from tcsweep.report.progress import pick
@@ -90,7 +90,7 @@ def _load(number: int, composed: DictConfig, total: int) -> Loaded:
         raise Mistake(f"job {number + 1} of {total}: {error}" if total > 1 else str(error)) from None
 
 
-def _target(tracking: Tracking, folder: Path) -> Target | None:
+def _target(tracking: Tracking) -> Target | None:
     if tracking.name == "none":
         return None
     return Target(uri=tracking.uri, experiment=tracking.experiment, store=Path("outputs").resolve())

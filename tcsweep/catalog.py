@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from tcsweep.mistakes import unknown
 
 PACKAGE = Path(__file__).resolve().parent
 
@@ -43,3 +46,9 @@ def options(group: str, folders: Sequence[Path] = ()) -> list[str]:
 def groups(folders: Sequence[Path] = ()) -> list[str]:
     """The names of the config groups."""
     return sorted({d.name for root in (conf_dir(), *folders) for d in root.iterdir() if d.is_dir()})
+
+
+def check_device(name: str) -> None:
+    """Raises Mistake for what is neither auto, cpu, cuda nor cuda:N."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+        raise unknown("device", name, ["auto", "cpu", "cuda", "cuda:0", "cuda:1"])

@@ -15,10 +15,10 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from tcsweep.catalog import classifiers, groups, options
+from tcsweep.catalog import check_device, classifiers, groups, options
 from tcsweep.engines import ENGINES
 from tcsweep.job import O_LEVELS, Job, Measure
-from tcsweep.mistakes import Mistake, unknown
+from tcsweep.mistakes import Mistake, first_line, unknown
 from tcsweep.precision import PRECISIONS
 
 AMP_BACKENDS = ("auto", "apex", "torch")
@@ -141,7 +141,7 @@ def load(config: DictConfig) -> Loaded:
     except MissingMandatoryValue as error:
         raise Mistake(f"{error.full_key} is missing: give it a value") from None
     except OmegaConfBaseException as error:
-        raise Mistake(first_line(error)) from None
+        raise Mistake(first_line(str(error)) or type(error).__name__) from None
     for group in ("model", "precision", "batch", "layout", "engine", "device", "measure", "tracking"):
         if not isinstance(values.get(group), dict):
             raise Mistake(f"{group} is missing: choose one of {', '.join(options(group))}")
@@ -164,7 +164,7 @@ def _job(values: dict[str, Any]) -> Job:
     _one_of("layout", values["layout"]["name"], options("layout"))
     _one_of("engine", values["engine"]["name"], ENGINES)
     _one_of("amp_backend", values["amp_backend"], AMP_BACKENDS)
-    _device(values["device"]["name"])
+    check_device(values["device"]["name"])
     _at_least("batch", values["batch"]["size"], 1, BATCH_MAX)
     _at_least("seed", values["seed"], 0, 2**62)
     weights, size = _weights(model["name"], model["weights"])
@@ -194,12 +194,6 @@ def _one_of(what: str, value: str, allowed: typing.Iterable[str]) -> None:
 def _at_least(what: str, value: float, least: float, most: float = float("inf")) -> None:
     if not least <= value <= most:
         raise Mistake(f"{what}={value}: must be {least} or more" + (f", at most {most}" if most < float("inf") else ""))
-
-
-def _device(name: str) -> None:
-    kind, colon, index = name.partition(":")
-    if kind not in ("auto", "cpu", "cuda") or (colon and not (kind == "cuda" and index.isdecimal())):
-        raise unknown("device", name, ["auto", "cpu", "cuda", "cuda:0", "cuda:1"])
 
 
 def _weights(model: str, weights: str | None) -> tuple[str | None, int]:
@@ -242,8 +236,3 @@ def _check_tracking(tracking: Tracking) -> None:
             "tracking.uri in a config file holds a password: put the address into MLFLOW_TRACKING_URI, "
             "or the password into MLFLOW_TRACKING_PASSWORD"
         )
-
-
-def first_line(error: BaseException) -> str:
-    """The first meaningful line of an error."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

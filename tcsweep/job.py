@@ -79,6 +79,11 @@ class Job:
         return f"{self.label}-{self.id}"
 
     @property
+    def axes(self) -> dict[str, str | int]:
+        """What a sweep usually varies, by the names of the config groups."""
+        return {n: getattr(self, n) for n in ("model", "precision", "batch", "layout", "engine", "device")}
+
+    @property
     def cell(self) -> Job:
         """The job with its precision taken away: jobs with equal cells are compared with one baseline."""
         return dataclasses.replace(self, precision=BASELINE_PRECISION, amp_backend=None, repeat=0)
@@ -87,6 +92,16 @@ class Job:
     def reference(self) -> Job:
         """The plainest job of the same model, batch and device: fp32, NCHW, eager."""
         return dataclasses.replace(self.cell, layout="nchw", engine="eager")
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether the others of its cell are compared with this job."""
+        return self == self.cell
+
+    @property
+    def is_reference(self) -> bool:
+        """Whether `speedup_total` is over this job."""
+        return self == self.reference
 
 
 @dataclass(frozen=True)
@@ -197,6 +212,11 @@ class Skipped:
     ended_at: float
     status: Literal["skipped"] = "skipped"
 
+    @property
+    def rounds(self) -> tuple[Round, ...]:
+        """None were measured."""
+        return ()
+
 
 Outcome = Union[Result, Failure, Skipped]  # noqa: UP007 - evaluated, and 3.10 cannot join forward references
 OUTCOMES: dict[str, type[Result] | type[Failure] | type[Skipped]] = {
@@ -260,7 +280,7 @@ def _coerce(hint: Any, value: Any) -> Any:
     if dataclasses.is_dataclass(hint):
         return from_json(hint, value)  # type: ignore[arg-type]
     if hint is float and value is not None:
-        return math.nan if value is None else float(value)
+        return float(value)
     return value
 
 

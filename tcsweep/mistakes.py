@@ -15,6 +15,11 @@ class Interrupted(BaseException):
     """SIGTERM; Ctrl-C is Python's own KeyboardInterrupt."""
 
 
+def first_line(text: str) -> str:
+    """The first line that says something; empty where none does."""
+    return next((line.strip() for line in text.splitlines() if line.strip()), "")
+
+
 def unknown(what: str, value: str, allowed: Iterable[str]) -> Mistake:
     """A Mistake for a value outside a list: `precision=fp61 is unknown; did you mean fp16? Allowed: ...`."""
     shown = value if value and value == value.strip() and value.isprintable() else repr(value)

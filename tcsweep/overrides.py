@@ -19,8 +19,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString, RangeSweep
 from hydra.errors import HydraException
 
-from tcsweep.catalog import classifiers, conf_dir, groups, options
-from tcsweep.mistakes import Mistake, unknown, unknown_word
+from tcsweep.catalog import check_device, classifiers, conf_dir, groups, options
+from tcsweep.mistakes import Mistake, first_line, unknown, unknown_word
 
 # Hydra's flags that take a value (`hydra --help`): what follows them is no override.
 _VALUE_FLAGS = {"--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"}
@@ -92,7 +92,7 @@ def _parse(text: str) -> Override:
     try:
         return OverridesParser.create().parse_override(text)
     except HydraException as error:
-        said = next((line.strip() for line in str(error).splitlines() if line.strip()), "not an override")
+        said = first_line(str(error)) or "not an override"
         hint = "" if text.isascii() else f"; quote it: {text.partition('=')[0]}='\"...\"'"
         raise Mistake(f"{text}: {said}{hint}") from None
 
@@ -151,8 +151,8 @@ def _check_free(group: str, value: str, override: Override, folders: Sequence[Pa
         raise Mistake(f"{said}; several as a comma list, batch=1,8,32")
     if group == "model" and value not in classifiers():
         raise unknown("model", value, classifiers())
-    if group == "device" and not re.fullmatch(r"cuda:\d+", value):
-        raise unknown("device", value, ["auto", "cpu", "cuda", "cuda:0", "cuda:1"])
+    if group == "device":
+        check_device(value)
 
 
 def _check_option(group: str, value: str, folders: Sequence[Path]) -> None:

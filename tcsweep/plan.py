@@ -31,28 +31,29 @@ def plan(jobs: Sequence[Job], devices: Mapping[str, Resolved], composed: Sequenc
     planned: list[Planned] = []
     seen: dict[Job, int] = {}
     for index, job in enumerate(jobs):
-        one = _place(job, devices[job.device], "asked", index, composed[index] if composed else None)
+        one = _place(job, devices[job.device], index, composed[index] if composed else None)
         repeat = seen.get(one.job, 0)
         seen[one.job] = repeat + 1
         planned.append(dataclasses.replace(one, job=dataclasses.replace(one.job, repeat=repeat)))
     asked = [p for p in planned if p.reason is None]
     needed: dict[Job, Role] = {p.job.cell: "baseline" for p in asked}
     needed |= {p.job.reference: "reference" for p in asked if p.job.reference not in needed}
+    present = {p.job for p in planned}
     for job, role in needed.items():
-        if all(p.job != job for p in planned):
+        if job not in present:
             environment = next(p.environment for p in asked if p.job.device == job.device)
             planned.append(Planned(job, role, len(planned), environment))
     return planned
 
 
-def _place(job: Job, resolved: Resolved, role: Role, index: int, composed: str | None) -> Planned:
+def _place(job: Job, resolved: Resolved, index: int, composed: str | None) -> Planned:
     environment = resolved.environment
     if environment is None:
-        return Planned(job, role, index, Environment(device=job.device), resolved.reason, composed)
+        return Planned(job, "asked", index, Environment(device=job.device), resolved.reason, composed)
     backend = resolve_amp_backend(job.precision, job.amp_backend, environment, job.engine)
     job = dataclasses.replace(job, device=environment.device, amp_backend=backend)
     reason = PRECISIONS[job.precision].missing(environment, backend) or ENGINES[job.engine].missing(environment)
-    return Planned(job, role, index, environment, reason, composed)
+    return Planned(job, "asked", index, environment, reason, composed)
 
 
 def order(planned: Sequence[Planned], seed: int, number: int) -> list[Planned]:

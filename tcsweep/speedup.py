@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tcsweep.explain import Verdict, verdicts
@@ -42,22 +42,19 @@ class Row:
 
 def rows(outcomes: Sequence[Outcome]) -> list[Row]:
     """One row an outcome, in the same order."""
-    return [_row(one, outcomes) for one in outcomes]
+    by_job = {one.job: one for one in outcomes}
+    return [_row(one, by_job) for one in outcomes]
 
 
-def _row(outcome: Outcome, outcomes: Sequence[Outcome]) -> Row:
+def _row(outcome: Outcome, by_job: Mapping[Job, Outcome]) -> Row:
     derived = figures(outcome.job, outcome.rounds) if isinstance(outcome, Result) else None
     return Row(
         outcome=outcome,
         figures=derived,
-        speedup=_over(outcome, _find(outcome.job.cell, outcomes), "baseline"),
-        speedup_total=_over(outcome, _find(outcome.job.reference, outcomes), "reference"),
+        speedup=_over(outcome, by_job.get(outcome.job.cell), "baseline"),
+        speedup_total=_over(outcome, by_job.get(outcome.job.reference), "reference"),
         verdicts=verdicts(outcome, derived) if isinstance(outcome, Result) and derived else (),
     )
-
-
-def _find(job: Job, outcomes: Sequence[Outcome]) -> Outcome | None:
-    return next((o for o in outcomes if o.job == job), None)
 
 
 def _over(outcome: Outcome, base: Outcome | None, what: str) -> Speedup:

@@ -16,13 +16,17 @@ SWEEP = "sweep.json"
 
 
 def write_json(path: Path, data: Any) -> None:
+    """Write plain data as JSON, atomically; raises ValueError for a number that is not finite."""
+    write_file(path, json.dumps(data, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def write_file(path: Path, content: str | bytes) -> None:
     """Write by a temporary file and a rename: a reader, or a kill at any moment, sees the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(data, file, indent=1, allow_nan=False, ensure_ascii=False)
-            file.write("\n")
+        with os.fdopen(handle, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())

@@ -346,8 +346,7 @@ def _holds_much(measured: Round, environment: Environment) -> bool:
 
 
 def _overrides(job: Job) -> str:
-    shown = {"model": job.model, "precision": job.precision, "batch": job.batch, "layout": job.layout}
-    return " ".join(f"{k}={v}" for k, v in {**shown, "engine": job.engine, "device": job.device}.items())
+    return " ".join(f"{name}={value}" for name, value in job.axes.items())
 
 
 def _lock_name(environment: Environment) -> str:

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from tcsweep.job import Skipped, Sweep
+from tcsweep._process import environment
+from tcsweep.job import Sweep
 from tcsweep.speedup import Row, rows
 from tcsweep.store import load_sweep
 from tcsweep.tracking_runs import Run, child_run, cut, parent_run, sweep_page, write_samples
@@ -147,16 +148,8 @@ def _credentials(uri: str) -> Iterator[str]:
     """An http address without its credentials, which MLflow gets by its own variables, so that it can't log them."""
     bare, user, password = split_credentials(uri) if is_http(uri) else (uri, None, None)
     given = {} if password is None else {"MLFLOW_TRACKING_USERNAME": user or "", "MLFLOW_TRACKING_PASSWORD": password}
-    before = {name: os.environ.get(name) for name in given}
-    os.environ.update(given)
-    try:
+    with environment(given):
         yield bare
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 def _send_sweep(session: _Session, sweep_dir: Path, target: Target, address: str) -> None:
@@ -183,7 +176,7 @@ def _send_outcome(
 ) -> None:
     from mlflow.exceptions import MlflowException
 
-    write_samples(folder, () if isinstance(row.outcome, Skipped) else row.outcome.rounds)
+    write_samples(folder, row.outcome.rounds)
     run = child_run(sweep, row, folder)
     found = known.get(run.id)
     if _is_complete(found, run):

@@ -6,7 +6,6 @@ import getpass
 import hashlib
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,7 @@ from urllib.parse import quote
 from tcsweep.job import Environment, Failure, Job, Outcome, Result, Round, Skipped, Sweep
 from tcsweep.speedup import Row
 from tcsweep.stats import Interval
-from tcsweep.store import RESULT, SWEEP
+from tcsweep.store import RESULT, SWEEP, write_file
 from tcsweep.tracking_uri import redact
 
 # Longest parameter values, tried in turn: the servers' limit was 250 before MLflow 1.28, then 500, 6000 since 2.9.
@@ -73,7 +72,7 @@ def child_run(sweep: Sweep, row: Row, folder: Path) -> Run:
         "tcsweep.measure": job.measure.name,
         "mlflow.note.content": _note(row),
         **{f"tcsweep.param.{k}": v for k, v in params.items() if len(v) > PARAM_LIMITS[-1]},
-        **_environment_tags(outcome.environment, () if isinstance(outcome, Skipped) else outcome.rounds),
+        **_environment_tags(outcome.environment, outcome.rounds),
     }
     return Run(
         id=f"{sweep.id}/{job.id}",
@@ -111,8 +110,7 @@ def parent_run(sweep: Sweep, table: list[Row], folder: Path, experiment_id: str)
 def _params(outcome: Outcome) -> dict[str, str]:
     job = outcome.job
     device = outcome.environment.device if job.device == "auto" else job.device
-    axes = {"model": job.model, "precision": job.precision, "batch": job.batch, "layout": job.layout}
-    return {k: str(v) for k, v in {**axes, "engine": job.engine, "device": device}.items()}
+    return {k: str(v) for k, v in {**job.axes, "device": device}.items()}
 
 
 def _metrics(row: Row) -> dict[str, float]:
@@ -194,7 +192,7 @@ def _note(row: Row) -> str:
     if not isinstance(row.outcome, Result) or row.figures is None:
         return f"{row.outcome.status}: {getattr(row.outcome, 'reason', '')}"
     parts = [f"{_say(row.figures.throughput_img_s)} img/s"]
-    if row.speedup.value is not None and row.job.cell != row.job:
+    if row.speedup.value is not None and not row.job.is_baseline:
         parts.append(f"{row.speedup.value:.2f}x fp32")
     return ", ".join([*parts, *([row.verdict] if row.verdict else [])])
 
@@ -225,9 +223,7 @@ def write_samples(folder: Path, rounds: tuple[Round, ...]) -> None:
     for one in rounds:
         for phase, values in (("throughput", one.block_wall_ms), ("latency", one.latency_ms)):
             lines += [f"{one.number},{phase},{index},{value!r}" for index, value in enumerate(values)]
-    temporary = path.with_name(f".{SAMPLES}.{os.getpid()}")
-    temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_file(path, "\n".join(lines) + "\n")
 
 
 def sweep_page(experiment_id: str, sweep_id: str) -> str:

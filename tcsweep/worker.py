@@ -16,15 +16,13 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from tcsweep._process import die_with_parent, kill_group, prefer_to_be_killed
+from tcsweep._process import die_with_parent, environment, kill_group, prefer_to_be_killed
 from tcsweep.failures import classify, killed
 
 # They change arithmetic behind our back: fp32 would be TF32, or tf32 would not.
 REMOVED_VARIABLES = ("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE")
 # Nothing of tracking concerns a worker, and a password least of all.
 PRIVATE_PREFIXES = ("MLFLOW_",)
-
-
 HEARTBEAT_S = 1.0  # a silent worker's stage is said again, so that the elapsed time moves on
 
 
@@ -64,7 +62,7 @@ Listener = Callable[[str, Any], None]
 
 
 class Server:
-    """The fork server; a context manager. One environment, fixed when it starts."""
+    """The fork server. One environment, fixed when it starts."""
 
     def __init__(self) -> None:
         self._context = mp.get_context("forkserver")
@@ -79,11 +77,13 @@ class Server:
         with self._clean_environment():
             forkserver.ensure_running()
 
-    @contextlib.contextmanager
-    def _clean_environment(self) -> Iterator[None]:
+    def _clean_environment(self) -> contextlib.AbstractContextManager[None]:
+        """Ours for the server and its workers: nothing removed or private, and this package importable wherever we
+        were started from, since they get PYTHONPATH and not our sys.path."""
         private = [v for v in os.environ if v.startswith(PRIVATE_PREFIXES)]
-        with _without(*self.removed, *private), _importable():
-            yield
+        root = str(Path(__file__).resolve().parent.parent)
+        path = os.pathsep.join(p for p in (os.environ.get("PYTHONPATH"), root) if p)
+        return environment({**dict.fromkeys((*self.removed, *private)), "PYTHONPATH": path})
 
     def run(
         self,
@@ -185,30 +185,6 @@ def _redirect(log: str) -> None:
     os.close(handle)
     sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
-
-
-@contextlib.contextmanager
-def _without(*names: str) -> Iterator[None]:
-    kept = {name: os.environ.pop(name) for name in names if name in os.environ}
-    try:
-        yield
-    finally:
-        os.environ.update(kept)
-
-
-@contextlib.contextmanager
-def _importable() -> Iterator[None]:
-    """Let the server find this package wherever it was started from: it gets PYTHONPATH, not our sys.path."""
-    root = str(Path(__file__).resolve().parent.parent)
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(p for p in (before, root) if p)
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["PYTHONPATH"]
-        else:
-            os.environ["PYTHONPATH"] = before
 
 
 @contextlib.contextmanager

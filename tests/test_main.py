@@ -70,6 +70,18 @@ def environment(**env: str) -> dict[str, str]:
     return {**kept, "PYTHONPATH": str(ROOT), "MLFLOW_DISABLE_TELEMETRY": "true", **env}
 
 
+def start(cwd: Path, *argv: str) -> subprocess.Popen[str]:
+    """A small sweep that runs on while the test goes on; what it prints and its errors in one stream."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "tcsweep", *SMALL, *argv],
+        cwd=cwd,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
 def sweep_folder(cwd: Path) -> Path:
     (found,) = (p.parent for p in cwd.glob("outputs/*/*/sweep.json"))
     return found
@@ -203,23 +215,7 @@ def test_a_batch_too_big_for_memory_is_one_failure_among_four_results(tmp_path: 
 
 
 def test_a_worker_killed_with_sigkill_is_one_failure_among_four_results(tmp_path: Path) -> None:
-    sweep = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "tcsweep",
-            "-m",
-            "batch=1,2,3,4,5",
-            *SMALL,
-            "measure.timed_s_min=1",
-            "measure.timed_s_max=1",
-        ],
-        cwd=tmp_path,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    sweep = start(tmp_path, "-m", "batch=1,2,3,4,5", "measure.timed_s_min=1", "measure.timed_s_max=1")
     worker = wait_for_worker(sweep.pid, tmp_path, done=1)
     os.kill(worker, signal.SIGKILL)
     said, _ = sweep.communicate(timeout=240)
@@ -230,23 +226,7 @@ def test_a_worker_killed_with_sigkill_is_one_failure_among_four_results(tmp_path
 
 
 def test_ctrl_c_keeps_everything_measured(tmp_path: Path) -> None:
-    sweep = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "tcsweep",
-            "-m",
-            "batch=1,2,3",
-            *SMALL,
-            "measure.timed_s_min=1",
-            "measure.timed_s_max=1",
-        ],
-        cwd=tmp_path,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    sweep = start(tmp_path, "-m", "batch=1,2,3", "measure.timed_s_min=1", "measure.timed_s_max=1")
     worker = wait_for_worker(sweep.pid, tmp_path, done=1)
     sweep.send_signal(signal.SIGINT)
     said, _ = sweep.communicate(timeout=240)
@@ -336,23 +316,13 @@ def test_a_poisoned_apex_stops_no_sweep(tmp_path: Path) -> None:
 def test_a_second_sweep_on_the_device_waits_and_says_for_whom(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-    argv = [sys.executable, "-m", "tcsweep", "batch=1", *SMALL, "measure.timed_s_min=2", "measure.timed_s_max=2"]
-    both = [
-        subprocess.Popen(
-            [*argv, "tracking=none"],
-            cwd=tmp_path / name,
-            env=environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for name in ("a", "b")
-    ]
+    long = ["batch=1", "measure.timed_s_min=2", "measure.timed_s_max=2", "tracking=none"]
+    both = [start(tmp_path / name, *long) for name in ("a", "b")]
     said = [p.communicate(timeout=240)[0] for p in both]
     assert [p.returncode for p in both] == [0, 0]
     waited = [s for s in said if "waiting for the device: process" in s]
     assert len(waited) == 1
-    assert "-m tcsweep batch=1" in waited[0]
+    assert f"-m tcsweep {' '.join([*SMALL, *long])}) is measuring on it" in waited[0]
 
 
 def test_output_that_is_no_terminal_is_plain(tmp_path: Path, here: Here) -> None:

@@ -21,9 +21,14 @@ def facts() -> dict[str, Any]:
 
 def parse_cpuinfo(text: str) -> dict[str, Any]:
     """The model and the decisive features, in the order of `DECISIVE`."""
-    flags = set((_field(text, "flags") or _field(text, "Features") or "").split())
+    flags = parse_flags(text)
     model = _field(text, "model name") or _field(text, "Model") or _field(text, "Hardware") or platform.machine()
     return {"cpu_model": model, "cpu_features": tuple(f for f in DECISIVE if f in flags)}
+
+
+def parse_flags(text: str) -> frozenset[str]:
+    """All instruction sets of the first CPU, by Linux's names ("flags" on x86, "Features" on Arm)."""
+    return frozenset((_field(text, "flags") or _field(text, "Features") or "").split())
 
 
 def parse_meminfo(text: str) -> int | None:

@@ -8,6 +8,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from tcsweep.mistakes import first_line
+
 
 def unusable(index: int) -> str | None:
     """Why GPU `index` cannot be used, in words; None where a small kernel runs on it."""
@@ -24,7 +26,7 @@ def unusable(index: int) -> str | None:
         available = torch.cuda.is_available()
     if not available:
         said = next(
-            (_one_line(str(w.message)) for w in caught if "CUDA" in str(w.message)), "no CUDA device is visible"
+            (first_line(str(w.message)) for w in caught if "CUDA" in str(w.message)), "no CUDA device is visible"
         )
         return said + hint
     count = torch.cuda.device_count()
@@ -33,7 +35,7 @@ def unusable(index: int) -> str | None:
     try:
         torch.zeros(1, device=f"cuda:{index}").add_(1).item()
     except RuntimeError as error:
-        return f"cuda:{index} is visible but no kernel runs on it: {_one_line(str(error))}{hint}"
+        return f"cuda:{index} is visible but no kernel runs on it: {first_line(str(error))}{hint}"
     return None
 
 
@@ -76,7 +78,3 @@ def driver() -> str | None:
         found = re.search(r"\s(\d+\.\d+(?:\.\d+)?)\s", Path("/proc/driver/nvidia/version").read_text())
         return found[1] if found else None
     return None
-
-
-def _one_line(text: str) -> str:
-    return next((line.strip() for line in text.splitlines() if line.strip()), text)

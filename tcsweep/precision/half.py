@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from tcsweep.devices.cpu import parse_flags
 from tcsweep.precision import TF32_CAPABILITY, Prepared
 
 # As Linux names them in /proc/cpuinfo ("flags" on x86, "Features" on Arm; arch/*/kernel/cpu*).
@@ -48,14 +49,9 @@ def half_notes(device: torch.device, dtype: torch.dtype) -> tuple[str, ...]:
 def cpu_features(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
     """The instruction sets of the first CPU, by Linux's names; empty where they cannot be read."""
     try:
-        text = cpuinfo.read_text(errors="replace")
+        return parse_flags(cpuinfo.read_text(errors="replace"))
     except OSError:
         return frozenset()
-    for line in text.splitlines():
-        key, _, value = line.partition(":")
-        if key.strip() in ("flags", "Features"):
-            return frozenset(value.split())
-    return frozenset()
 
 
 def _max_isa() -> str:

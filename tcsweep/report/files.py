@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tcsweep.job import Failure, Result, Skipped
-from tcsweep.report.words import one_line, rounds_of, seconds_for_images
+from tcsweep.job import Failure, Skipped
+from tcsweep.report.words import one_line, seconds_for_images
 from tcsweep.speedup import Row
 from tcsweep.stats import Interval
+from tcsweep.store import write_file
 
 SUMMARY = "summary.csv"
 
@@ -34,7 +34,7 @@ def _ends(name: str, interval: Callable[[Row], Interval | None]) -> dict[str, Ca
 
 def _used(row: Row, name: str) -> str | None:
     """What a job's rounds say of themselves, once."""
-    values = dict.fromkeys(getattr(r, name) for r in rounds_of(row.outcome))
+    values = dict.fromkeys(getattr(r, name) for r in row.outcome.rounds)
     return " ".join(v for v in values if v) or None
 
 
@@ -76,7 +76,7 @@ COLUMNS: dict[str, Callable[[Row], Any]] = {
     "latency_ms_p99": _figure("latency_ms_p99"),
     "peak_memory_mib": _figure("peak_memory_mib"),
     "setup_s": _figure("setup_s"),
-    "rounds": lambda row: len(row.outcome.rounds) if isinstance(row.outcome, (Result, Failure)) else None,
+    "rounds": lambda row: None if isinstance(row.outcome, Skipped) else len(row.outcome.rounds),
     "sustained_s": _figure("sustained_s"),
     "verdict": lambda row: row.verdict,
     "reason": _reason,
@@ -95,9 +95,4 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
     writer.writerows([_cell(show(row)) for show in COLUMNS.values()] for row in rows)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text.getvalue(), encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_file(path, text.getvalue())

@@ -13,7 +13,6 @@ from tcsweep.report.words import (
     half_dtypes,
     one_line,
     precision_labels,
-    rounds_of,
 )
 from tcsweep.speedup import Row
 
@@ -99,7 +98,7 @@ def _advice(rows: Sequence[Row]) -> list[str]:
 def _round_notes(rows: Sequence[Row]) -> list[str]:
     said: dict[str, dict[str, None]] = {}
     for row, label in zip(rows, precision_labels([r.job for r in rows]), strict=True):
-        for one in rounds_of(row.outcome):
+        for one in row.outcome.rounds:
             for note in one.notes:
                 said.setdefault(one_line(note), {})[label] = None
     return [f"{', '.join(labels)}: {note}" for note, labels in said.items()]

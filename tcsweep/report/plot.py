@@ -7,7 +7,6 @@ import io
 import itertools
 import logging
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from tcsweep.job import Failure, Job, Skipped, Sweep
 from tcsweep.report.words import device_title, group_title, precision_labels
 from tcsweep.speedup import Row
 from tcsweep.stats import Interval
+from tcsweep.store import write_file
 
 PICTURE = "throughput.png"
 PANEL_ROWS = 6  # more are left to summary.csv, and said
@@ -103,7 +103,7 @@ def draw(path: Path, sweep: Sweep, rows: Sequence[Row]) -> None:
         _fill(figure, sweep, rows, shown, len(found))
         picture = io.BytesIO()
         figure.savefig(picture, format="png", dpi=120)
-    _replace(path, picture.getvalue())
+    write_file(path, picture.getvalue())
 
 
 @contextmanager
@@ -122,15 +122,6 @@ def _matplotlib() -> Iterator[None]:
             yield
     finally:
         log.setLevel(level)
-
-
-def _replace(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def panels(rows: Sequence[Row]) -> list[Panel]:

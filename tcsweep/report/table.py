@@ -61,7 +61,7 @@ def _half_width(row: Row) -> str:
 
 
 def _interval(row: Row) -> str:
-    return MISSING if _is_baseline(row.job) else span(row.speedup.ci95)
+    return MISSING if row.job.is_baseline else span(row.speedup.ci95)
 
 
 def _latency(row: Row) -> str:
@@ -208,15 +208,15 @@ def note_of(row: Row, room: int, columns: Sequence[Column] = ()) -> str:
 
 def _standing(row: Row, with_total: bool) -> str:
     """What other jobs are compared with this one, and whether tcsweep added it."""
-    names = ["baseline"] if _is_baseline(row.job) else []
-    if _is_reference(row.job) and (with_total or row.outcome.role == "reference"):
+    names = ["baseline"] if row.job.is_baseline else []
+    if row.job.is_reference and (with_total or row.outcome.role == "reference"):
         names.append("reference")
     return ("" if row.outcome.role == "asked" else "added ") + " and ".join(names)
 
 
 def _no_difference(row: Row) -> str:
     interval = row.speedup.ci95
-    if interval is None or _is_baseline(row.job) or not interval.low <= 1 <= interval.high:
+    if interval is None or row.job.is_baseline or not interval.low <= 1 <= interval.high:
         return ""
     return "no difference"
 
@@ -232,17 +232,9 @@ def _verdict(name: str, reasons: Sequence[str], room: int) -> str:
     return f"{name}: {', '.join(reasons)}" if room >= NOTE_ROOMY and reasons else name
 
 
-def _is_baseline(job: Job) -> bool:
-    return job == job.cell
-
-
-def _is_reference(job: Job) -> bool:
-    return job == job.reference
-
-
 def _figure_style(column: Column, row: Row) -> str:
     interval = row.speedup.ci95
-    if column.name != "speed-up" or interval is None or _is_baseline(row.job):
+    if column.name != "speed-up" or interval is None or row.job.is_baseline:
         return ""
     return "bold green" if interval.low > 1 else "bold red" if interval.high < 1 else ""
 

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from tcsweep.job import Environment, Failure, Job, Outcome, Result, Round
+from tcsweep.job import Environment, Job, Round
 from tcsweep.speedup import Row
 from tcsweep.stats import Figures, Interval
 
@@ -93,11 +93,6 @@ def seconds_for_images(figures: Figures) -> float:
     return IMAGES / figures.throughput_img_s
 
 
-def rounds_of(outcome: Outcome) -> tuple[Round, ...]:
-    """The rounds measured, those of a job that then failed too."""
-    return outcome.rounds if isinstance(outcome, (Result, Failure)) else ()
-
-
 def precision_labels(jobs: Sequence[Job]) -> list[str]:
     """The jobs' precisions, with the amp backend or the repeat where the precision alone leaves two alike."""
     alike = Counter((j.cell, j.precision) for j in jobs)
@@ -135,7 +130,7 @@ def amp_titles(rows: Sequence[Row]) -> list[str]:
     """The amp backends that ran the O levels, with the version that matters."""
     found: dict[str, None] = {}
     for row in rows:
-        for one in rounds_of(row.outcome):
+        for one in row.outcome.rounds:
             if one.amp_backend:
                 found[_amp_title(one, row.outcome.environment)] = None
     return list(found)
@@ -151,5 +146,5 @@ def _amp_title(one: Round, environment: Environment) -> str:
 
 def half_dtypes(rows: Sequence[Row]) -> list[str]:
     """What "half" meant in the O levels: float16, bfloat16."""
-    levels = [one for row in rows for one in rounds_of(row.outcome) if one.amp_backend and one.half_dtype]
+    levels = [one for row in rows for one in row.outcome.rounds if one.amp_backend and one.half_dtype]
     return list(dict.fromkeys(str(one.half_dtype) for one in levels))
