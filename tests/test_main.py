@@ -193,6 +193,19 @@ def test_help_the_composed_config_and_a_mistake_answer_in_under_a_second(tmp_pat
     assert min(once() for _ in range(3)) < 1.0
 
 
+def test_a_sweep_itself_never_imports_torch(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.argv = ['tcsweep', 'model=resnet18', 'measure=quick', 'model.image_size=32']\n"
+        "from tcsweep.__main__ import main\n"
+        "try: main()\nexcept SystemExit as e: assert not e.code\n"
+        "print([m for m in ('torch', 'torchvision') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment(), capture_output=True, text=True, check=True
+    )
+    assert done.stdout.endswith("\n[]\n")
+
+
 def test_help_and_mistakes_import_neither_torch_nor_mlflow() -> None:
     code = (
         "import sys; sys.argv = ['tcsweep', '-m', 'precision=fp61']\n"

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
@@ -27,6 +28,8 @@ class LocalLauncher(Launcher):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Keep what Hydra hands over."""
+        # Hydra's sweeper composes every job to see that it can be, a tenth of a second each.
+        self._loader = hydra_context.config_loader = _Keeping(hydra_context.config_loader)  # type: ignore[assignment]
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
@@ -47,12 +50,34 @@ class LocalLauncher(Launcher):
         ]
 
     def _compose(self, overrides: list[str], number: int) -> DictConfig:
-        composed = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
+        composed = self._loader.take(self.config, overrides)
         with open_dict(composed):
             composed.hydra.job.id = str(number)
             composed.hydra.job.num = number
         HydraConfig.instance().set_config(composed)  # so that ${hydra:...} resolves
         return composed
+
+
+class _Keeping:
+    """A config loader that keeps the jobs it composed for Hydra's check, so that none is composed again."""
+
+    def __init__(self, loader: ConfigLoader) -> None:
+        self._loader = loader
+        self._kept: dict[tuple[str, ...], list[DictConfig]] = {}
+
+    def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
+        """What Hydra's own loader composes."""
+        composed = self._loader.load_sweep_config(master_config, sweep_overrides)
+        self._kept.setdefault(tuple(sweep_overrides), []).append(composed)
+        return composed
+
+    def take(self, master_config: DictConfig, overrides: list[str]) -> DictConfig:
+        """A config of these overrides, each given once."""
+        kept = self._kept.get(tuple(overrides))
+        return kept.pop() if kept else self._loader.load_sweep_config(master_config, overrides)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
 
 
 def _returned(config: DictConfig, overrides: list[str], value: float) -> JobReturn:

@@ -71,8 +71,8 @@ def _environment(device: str) -> Environment:
     apex = find_apex()
     facts: dict[str, Any] = {
         "device": device,
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
+        "torch": str(torch.__version__),  # a class of torch's own: the sweep would import torch to read it
+        "torchvision": str(torchvision.__version__),
         "apex": apex.state,
         "apex_version": apex.version,
         "apex_build": apex.build,
