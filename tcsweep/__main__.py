@@ -50,10 +50,12 @@ def _hydra(argv: Sequence[str]) -> int:
     from omegaconf import DictConfig
     from omegaconf.errors import OmegaConfBaseException
 
-    from tcsweep import catalog, config, overrides, session
+    from tcsweep import catalog, config, overrides, resume, session
     from tcsweep.worker import Server
 
-    session.begin(list(argv))
+    resuming, others = resume.split(argv)
+    argv = resume.words(resuming, others) if resuming is not None else list(argv)
+    session.begin(list(argv), resuming)
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises instead of printing and exiting with 1
     config.register()
@@ -69,6 +71,8 @@ def _hydra(argv: Sequence[str]) -> int:
             mistakes.append(error)
 
     sys.argv[1:] = overrides.rewrite(argv, config.keys())
+    if resuming is not None:
+        sys.argv += resume.folder_words(resuming)
     if not ASKING_FLAGS & set(argv):
         Server().start()  # it imports torch while Hydra composes
     try:
@@ -109,8 +113,7 @@ def _sync(arguments: list[str]) -> int:
         raise Mistake(f"sync needs a sweep's folder: {USAGE}")
     folders = [Path(a) for a in arguments]
     for folder in folders:
-        path = folder / store.SWEEP
-        if not path.is_file() or path.stat().st_size == 0:
+        if not store.is_planned(folder):
             raise Mistake(f"{folder} is no sweep's folder: it has no {store.SWEEP}")
     target = Target(uri=None, store=Path("outputs").resolve())
     sent = [app.say_uploaded(f, target, upload(f, target), Console()) for f in (p.resolve() for p in folders)]

@@ -10,8 +10,10 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from tcsweep import config, session, sweep
+from tcsweep import config, resume, session, store, sweep
 from tcsweep.config import Loaded, Tracking
+from tcsweep.job import Failure
+from tcsweep.lock import folder_lock
 from tcsweep.mistakes import Mistake
 from tcsweep.tracking import Uploaded, prepare, ui_lines, upload
 from tcsweep.tracking_uri import Target, check, redact
@@ -30,22 +32,38 @@ def measure(configs: Sequence[DictConfig], folder: Path) -> sweep.Finished:
         progress.message(f"MLflow: {reason}; results go to the folder only")
         target = None
     command = redact(shlex.join(["python", "-m", "tcsweep", *session.ARGV]))
-    claimed = sweep.claim(folder)
+    # A word with a password is left out: whoever goes on with the sweep gives it again, by the environment.
+    words = [word for word in session.ARGV if redact(word) == word]
+    claimed = _folder(folder, words)
     try:
-        finished = sweep.run(
-            [one.job for one in loaded],
-            claimed,
-            progress,
-            command=command,
-            composed=[redact(one.composed) for one in loaded],
-            name=loaded[0].name,
-            while_waiting=lambda: _prepare(target),
-        )
+        with folder_lock(claimed):
+            finished = sweep.run(
+                [one.job for one in loaded],
+                claimed,
+                progress,
+                command=command,
+                composed=[redact(one.composed) for one in loaded],
+                name=loaded[0].name,
+                while_waiting=lambda: _prepare(target),
+                argv=words,
+            )
     finally:
-        sweep.release(claimed)
+        if not session.RESUMING:
+            sweep.release(claimed)
     session.EXIT_STATUS.append(finished.exit_status)
     tell(finished.folder, target, console)
     return finished
+
+
+def _folder(folder: Path, words: Sequence[str]) -> Path:
+    """The sweep's folder, made. Raises Mistake where the user names one that a sweep has already."""
+    if session.RESUMING:
+        return session.RESUMING[0]
+    named = any(word.startswith(("hydra.sweep.dir=", "hydra.run.dir=")) for word in session.ARGV)
+    if named and folder not in session.FOLDERS and (folder / store.SWEEP).exists():
+        raise Mistake(f"{folder} holds a sweep already: choose another folder, or go on with it: {resume.line(folder)}")
+    session.FOLDERS.append(folder)
+    return sweep.claim(folder, words)
 
 
 def _prepare(target: Target | None) -> None:
@@ -58,7 +76,7 @@ def _prepare(target: Target | None) -> None:
 
 def tell(folder: Path, target: Target | None, console: Any) -> None:
     """Everything that follows the measuring, from what is on disk: files, table, MLflow. It cannot lose a result."""
-    from tcsweep import report, store
+    from tcsweep import report
     from tcsweep.report import table
 
     rows = report.write(folder)
@@ -66,6 +84,8 @@ def tell(folder: Path, target: Target | None, console: Any) -> None:
     uploaded = None if target is None else upload(folder, target)  # first: printing ends with a closed pipe
     table.render(record, rows, console)
     console.print(f"Results: {folder}", soft_wrap=True, highlight=False)
+    if record.status != "finished" or any(isinstance(row.outcome, Failure) for row in rows):
+        console.print(f"Go on:   {resume.line(folder)}", soft_wrap=True, highlight=False)
     if target is not None and uploaded is not None:
         say_uploaded(folder, target, uploaded, console)
 

@@ -240,6 +240,9 @@ class Sweep:
     status: Literal["running", "finished", "interrupted"] = "running"
     wall_s: float | None = None  # by a monotonic clock
     name: str | None = None
+    argv: tuple[str, ...] = ()  # the words typed, for `resume=`; none that holds a password
+    measurement_version: int = MEASUREMENT_VERSION
+    resumed_at: tuple[float, ...] = ()
 
 
 def to_json(value: Any) -> Any:

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import shlex
 import socket
 import struct
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from tcsweep.mistakes import Mistake
 
 POLL_S = 0.2
 
@@ -32,6 +35,23 @@ def device_lock(name: str, say: Callable[[str], None]) -> Iterator[None]:
             lock.listen()  # so that who waits can ask the kernel for our pid
         except OSError as error:
             say(f"no device lock ({error}): another sweep on this device would go unnoticed")
+        yield
+
+
+@contextlib.contextmanager
+def folder_lock(folder: Path) -> Iterator[None]:
+    """Be the only one who measures into a sweep's folder; raises Mistake where somebody does already."""
+    digest = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:32]
+    address = f"\0tcsweep/folder/{digest}"
+    with socket.socket(socket.AF_UNIX) as lock:
+        try:
+            taken = _take(lock, address)
+            if taken:
+                lock.listen()
+        except OSError:  # no abstract names here: then nobody is warned
+            taken = True
+        if not taken:
+            raise Mistake(f"{folder}: {_holder(address)} is measuring into it")
         yield
 
 

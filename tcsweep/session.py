@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 ARGV: list[str] = []  # as typed, before they were rewritten for Hydra
 EXIT_STATUS: list[int] = []
+RESUMING: list[Path] = []  # the folder that `resume=` named, if any
+FOLDERS: list[Path] = []  # of this process's sweeps: a search has several
 
 
-def begin(argv: list[str]) -> None:
+def begin(argv: list[str], resuming: Path | None = None) -> None:
     """Start anew."""
-    ARGV[:], EXIT_STATUS[:] = argv, []
+    ARGV[:], EXIT_STATUS[:], FOLDERS[:] = argv, [], []
+    RESUMING[:] = [] if resuming is None else [resuming]

@@ -42,6 +42,13 @@ def _umask() -> int:
     return mask
 
 
+def remove_leftovers(sweep_dir: Path) -> None:
+    """Remove what a kill between writing and renaming left in a sweep's folder."""
+    for name in (SWEEP, RESULT):
+        for path in (*sweep_dir.glob(f".{name}.*"), *sweep_dir.glob(f"*/.{name}.*")):
+            path.unlink(missing_ok=True)
+
+
 def save_outcome(sweep_dir: Path, outcome: Outcome) -> Path:
     """Write an outcome's result.json; returns its path. The figures beside the facts are for readers of the file."""
     data: dict[str, Any] = {"schema": SCHEMA_VERSION, **to_json(outcome), "id": outcome.job.id}
@@ -55,6 +62,21 @@ def save_outcome(sweep_dir: Path, outcome: Outcome) -> Path:
 def save_sweep(sweep_dir: Path, sweep: Sweep) -> None:
     """Write sweep.json."""
     write_json(sweep_dir / SWEEP, {"schema": SCHEMA_VERSION, **to_json(sweep)})
+
+
+def saved_words(sweep_dir: Path) -> list[str] | None:
+    """The words that a sweep was started with, None where they were not written. Raises OSError or ValueError."""
+    text = (sweep_dir / SWEEP).read_text(encoding="utf-8")
+    saved = json.loads(text).get("argv") if text.strip() else None
+    return None if saved is None else [str(word) for word in saved]
+
+
+def is_planned(sweep_dir: Path) -> bool:
+    """Whether a sweep came as far as a plan; before that its file holds no more than the words typed."""
+    try:
+        return "id" in json.loads((sweep_dir / SWEEP).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
 
 
 def load_outcome(path: Path) -> Outcome:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import os
 import random
 import signal
@@ -14,12 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tcsweep import store
+from tcsweep import resume, store
 from tcsweep.devices import Resolved
-from tcsweep.job import Environment, Failure, Job, Outcome, Result, Round, Skipped, Sweep
+from tcsweep.job import SCHEMA_VERSION, Environment, Failure, Job, Outcome, Result, Round, Skipped, Sweep
 from tcsweep.lock import device_lock
 from tcsweep.measure import Hint, RoundRequest
-from tcsweep.mistakes import Interrupted, Mistake, cannot_write
+from tcsweep.mistakes import Interrupted, Mistake, cannot_write, first_line
 from tcsweep.plan import Planned, order, plan
 from tcsweep.report.progress import Progress
 from tcsweep.stats import log_interval, round_throughput
@@ -39,6 +40,18 @@ class State:
     started_at: float = 0.0
     ended_at: float = 0.0
     stopped: str | None = None
+
+    @classmethod
+    def of(cls, planned: Planned, saved: Outcome | None) -> State:
+        """What is on disk of a job: its rounds stay, a failure or a skip is tried again."""
+        if saved is None or not saved.rounds:
+            return cls(planned)
+        kept = dataclasses.replace(planned, environment=saved.environment)
+        return cls(kept, list(saved.rounds), None, saved.started_at, saved.ended_at)
+
+    def has(self, number: int) -> bool:
+        """Whether the round of this number is measured."""
+        return any(r.number == number for r in self.rounds)
 
     @property
     def job(self) -> Job:
@@ -91,9 +104,11 @@ def run(
     name: str | None = None,
     order_seed: int | None = None,
     while_waiting: Callable[[], None] = lambda: None,
+    argv: Sequence[str] = (),
 ) -> Finished:
-    """Measure the jobs into `folder`, made anew. Raises Mistake, with nothing measured, where this machine can do none
-    of them. `while_waiting` is called once in a thread, and has ended before anything is measured."""
+    """Measure the jobs into `folder`, claimed before; what an earlier try left there is gone on with. Raises Mistake,
+    with nothing measured, where this machine can do none of them, or not as that try did. `while_waiting` is called
+    once in a thread, and has ended before anything is measured."""
     began = time.monotonic()
     server = Server()
     with _sigterm_raises():
@@ -107,8 +122,11 @@ def run(
         waiting.join()  # nothing of it runs beside a measurement
         planned = plan(jobs, devices, composed)
         _refuse_if_nothing_can_run(planned)
-        sweep = _begin(folder, planned, command, order_seed, name, server)
-        states = [State(p) for p in planned]
+        if store.is_planned(folder):
+            sweep, saved = _resume(folder, planned)
+        else:
+            sweep, saved = _begin(folder, planned, command, order_seed, name, server, argv), {}
+        states = [State.of(p, saved.get(p.job.folder)) for p in planned]
         runner = Runner(server, folder, sweep, states, progress)
         interrupted = runner.run()
     outcomes = tuple(_outcome(s, interrupted is not None) for s in states)
@@ -117,21 +135,22 @@ def run(
     ended = dataclasses.replace(
         sweep,
         ended_at=time.time(),
-        wall_s=time.monotonic() - began,
+        wall_s=(sweep.wall_s or 0.0) + time.monotonic() - began,
         status="interrupted" if interrupted else "finished",
     )
     store.save_sweep(folder, ended)
     return Finished(folder, outcomes, interrupted)
 
 
-def claim(folder: Path) -> Path:
-    """Make a sweep's folder; where a sweep has it already, the first free one of folder-2, folder-3, ...
-    Raises Mistake where nothing can be written."""
+def claim(folder: Path, argv: Sequence[str] = ()) -> Path:
+    """Make a sweep's folder, with the words typed in it so that it can be gone on with; where a sweep has it already,
+    the first free one of folder-2, folder-3, ... Raises Mistake where nothing can be written."""
     number, path = 1, folder
     while True:
         try:
             path.mkdir(parents=True, exist_ok=True)
-            with open(path / store.SWEEP, "x", encoding="utf-8"):
+            with open(path / store.SWEEP, "x", encoding="utf-8") as file:
+                json.dump({"schema": SCHEMA_VERSION, "argv": list(argv)}, file)
                 return path
         except FileExistsError:
             number += 1
@@ -142,10 +161,9 @@ def claim(folder: Path) -> Path:
 
 def release(folder: Path) -> None:
     """Give back a claimed folder in which nothing was measured."""
-    path = folder / store.SWEEP
     with contextlib.suppress(OSError):
-        if path.stat().st_size == 0:
-            path.unlink()
+        if not store.is_planned(folder):
+            (folder / store.SWEEP).unlink()
             folder.rmdir()
 
 
@@ -167,7 +185,13 @@ def _refuse_if_nothing_can_run(planned: Sequence[Planned]) -> None:
 
 
 def _begin(
-    folder: Path, planned: Sequence[Planned], command: str, seed: int | None, name: str | None, server: Server
+    folder: Path,
+    planned: Sequence[Planned],
+    command: str,
+    seed: int | None,
+    name: str | None,
+    server: Server,
+    argv: Sequence[str],
 ) -> Sweep:
     first = next(p.environment for p in planned if p.reason is None)
     started_at = time.time()
@@ -180,14 +204,40 @@ def _begin(
         environment=dataclasses.replace(first, removed_variables=server.removed),
         folders=tuple(p.job.folder for p in planned),
         name=name,
+        argv=tuple(argv),
     )
     store.save_sweep(folder, sweep)
+    _save_configs(folder, planned)
+    return sweep
+
+
+def _resume(folder: Path, planned: Sequence[Planned]) -> tuple[Sweep, dict[str, Outcome]]:
+    """The sweep of a folder and its outcomes by folder name, both as they were. Raises Mistake."""
+    try:
+        sweep, outcomes = store.load_sweep(folder)
+    except (OSError, ValueError) as error:
+        raise Mistake(f"resume={folder}: cannot be read: {first_line(str(error))}") from None
+    saved = {o.job.folder: o for o in outcomes}
+    resume.check(folder, sweep, saved, planned)
+    store.remove_leftovers(folder)
+    sweep = dataclasses.replace(
+        sweep,
+        status="running",
+        ended_at=None,
+        folders=tuple(p.job.folder for p in planned),
+        resumed_at=(*sweep.resumed_at, time.time()),
+    )
+    store.save_sweep(folder, sweep)
+    _save_configs(folder, planned)
+    return sweep, saved
+
+
+def _save_configs(folder: Path, planned: Sequence[Planned]) -> None:
     for one in planned:
         path = folder / one.job.folder
         path.mkdir(exist_ok=True)
         if one.composed is not None:
-            (path / "config.yaml").write_text(one.composed, encoding="utf-8")
-    return sweep
+            store.write_file(path / "config.yaml", one.composed)
 
 
 class Runner:
@@ -207,7 +257,10 @@ class Runner:
                 self._progress.skipped(state.job.label, state.planned.reason)
                 store.save_outcome(self._folder, _outcome(state, False))
         ready = [s for s in self._states if s.open]
-        self._progress.started(sum(s.job.measure.rounds for s in ready), len(ready))
+        done = sum(len(s.rounds) for s in ready)
+        if done:
+            self._progress.message(f"going on: {done} rounds are there")
+        self._progress.started(sum(max(0, s.job.measure.rounds - len(s.rounds)) for s in ready), len(ready))
         try:
             with contextlib.ExitStack() as locks:
                 # Sorted: two sweeps that want the same devices in another order would each wait for the other.
@@ -245,11 +298,12 @@ class Runner:
                 self._forget_rounds(state)
         ready = [s for s in ready if s.stopped is None]
         asked = [s for s in ready if number <= s.job.measure.rounds]
-        wide = [s for s in ready if s.job.measure.rounds < number <= s.job.measure.rounds_max and s.wide()]
+        over = [s for s in ready if s.job.measure.rounds < number <= s.job.measure.rounds_max]
+        wide = [s for s in over if s.wide() or s.has(number)]
         needed = {s.job for s in wide} | {s.job.cell for s in wide}
-        extra = [s for s in ready if s not in asked and s.job in needed and s.affords()]
+        extra = [s for s in ready if s not in asked and s.job in needed and s.affords() and not s.has(number)]
         self._progress.added_rounds(len(extra))
-        return asked + extra
+        return [s for s in asked if not s.has(number)] + extra
 
     def _measure(self, state: State, number: int) -> None:
         job, settings = state.job, state.job.measure
