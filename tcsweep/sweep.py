@@ -116,7 +116,8 @@ def run(
             progress.message(f"{variable} is set: taken away from the workers, it changes arithmetic unseen")
         server.start()
         progress.stage("importing torch, looking at the device")
-        waiting = threading.Thread(target=while_waiting)
+        # A daemon: a signal that stops this thread in the middle of an import leaves the import lock taken, for ever.
+        waiting = threading.Thread(target=while_waiting, daemon=True)
         waiting.start()
         devices = _probe(server, jobs, progress)
         waiting.join()  # nothing of it runs beside a measurement

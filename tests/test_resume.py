@@ -247,7 +247,7 @@ def test_a_sweep_killed_at_random_moments_and_resumed_each_time_has_every_round_
         "batch=1,2,3" if full else "batch=1,2",
     ]
     rounds = 6 if full else 3
-    words += [*SMALL, *FAST, f"measure.rounds={rounds}", f"measure.rounds_max={rounds}"]
+    words += [*SMALL, *FAST, "measure.budget_s=300", f"measure.rounds={rounds}", f"measure.rounds_max={rounds}"]
     moments = random.Random(5)
     running, killed = start(tmp_path, *words), 0
     for _ in range(KILLS):
