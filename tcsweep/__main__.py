@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,6 +24,9 @@ def main() -> None:
     except Mistake as error:
         print(f"tcsweep: {error}", file=sys.stderr)
         status = 2
+    except BrokenPipeError:  # `tcsweep --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the flush below does not fail again
+        status = 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         print("tcsweep: interrupted", file=sys.stderr)
         status = 130
@@ -69,9 +73,16 @@ def _hydra(argv: Sequence[str]) -> int:
             app.measure([composed], Path(HydraConfig.get().runtime.output_dir))
         except Mistake as error:
             mistakes.append(error)
+        except OSError as error:
+            if session.EXIT_STATUS:
+                raise
+            mistakes.append(_cannot_write(error))
 
     sys.argv[1:] = overrides.rewrite(argv, config.keys())
-    if resuming is not None:
+    if resuming is None:
+        for named in resume.named_folders(argv):
+            resume.refuse_taken(Path(named).absolute())  # before Hydra writes a file of its own there
+    else:
         sys.argv += resume.folder_words(resuming)
     if not ASKING_FLAGS & set(argv):
         Server().start()  # it imports torch while Hydra composes
@@ -82,13 +93,19 @@ def _hydra(argv: Sequence[str]) -> int:
             raise
         raise Mistake(_explained(error)) from None
     except OSError as error:
-        if session.EXIT_STATUS:
+        if session.EXIT_STATUS or isinstance(error, BrokenPipeError):
             raise
         # Hydra makes the folders itself, before anything of ours runs.
-        raise cannot_write(Path(error.filename or "outputs"), error) from None
+        raise _cannot_write(error) from None
     if mistakes:
         raise mistakes[0]
     return max(session.EXIT_STATUS, default=0)
+
+
+def _cannot_write(error: OSError) -> Mistake:
+    """The folder that an error is about: Hydra's multirun.yaml, and our temporary files, lie in the sweep's."""
+    path = Path(error.filename or "outputs")
+    return cannot_write(path.parent if path.name.startswith((".", "multirun.yaml")) else path, error)
 
 
 def _explained(error: BaseException) -> str:

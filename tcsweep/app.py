@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +31,7 @@ def measure(configs: Sequence[DictConfig], folder: Path) -> sweep.Finished:
 
     console, progress = Console(), pick(Console(stderr=True))
     if target is not None and (reason := check(target)):
-        progress.message(f"MLflow: {reason}; results go to the folder only")
+        progress.message(f"MLflow: {reason}; results go to the folder only, to be sent later by `sync`")
         target = None
     command = redact(shlex.join(["python", "-m", "tcsweep", *session.ARGV]))
     # A word with a password is left out: whoever goes on with the sweep gives it again, by the environment.
@@ -58,16 +60,18 @@ def measure(configs: Sequence[DictConfig], folder: Path) -> sweep.Finished:
 def _folder(folder: Path, words: Sequence[str]) -> Path:
     """The sweep's folder, made. Raises Mistake where the user names one that a sweep has already."""
     if session.RESUMING:
+        if not os.access(session.RESUMING[0], os.W_OK):
+            raise Mistake(f"cannot write in {session.RESUMING[0]}: go on with a copy of it")
         return session.RESUMING[0]
-    named = any(word.startswith(("hydra.sweep.dir=", "hydra.run.dir=")) for word in session.ARGV)
-    if named and folder not in session.FOLDERS and (folder / store.SWEEP).exists():
-        raise Mistake(f"{folder} holds a sweep already: choose another folder, or go on with it: {resume.line(folder)}")
+    if folder not in session.FOLDERS and resume.named_folders(session.ARGV):
+        resume.refuse_taken(folder)
     session.FOLDERS.append(folder)
     return sweep.claim(folder, words)
 
 
 def _prepare(target: Target | None) -> None:
     """Import what the end of the sweep needs, and make a new MLflow store, before anything is measured."""
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # a home that cannot be written is no concern of ours
     with contextlib.suppress(Exception):  # said when the picture is drawn
         import matplotlib.figure  # noqa: F401
     if target is not None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tcsweep.mistakes import unknown
+from tcsweep.mistakes import Mistake, unknown
 
 PACKAGE = Path(__file__).resolve().parent
 
@@ -30,11 +30,11 @@ def classifiers() -> Mapping[str, Classifier]:
 
 
 def conf_dir() -> Path:
-    """The folder of config groups: inside the package when installed, beside it in a checkout."""
+    """The folder of config groups: inside the package when installed, beside it in a checkout. Raises Mistake."""
     for path in (PACKAGE / "conf", PACKAGE.parent / "conf"):
         if path.is_dir():
             return path
-    raise FileNotFoundError(f"tcsweep's conf folder is neither in {PACKAGE} nor beside it: install again")
+    raise Mistake(f"tcsweep's conf folder is neither in {PACKAGE} nor beside it: install again, a zip will not do")
 
 
 def options(group: str, folders: Sequence[Path] = ()) -> list[str]:

@@ -34,7 +34,8 @@ def unknown_word(kind: str, word: str, allowed: Iterable[str]) -> Mistake:
 def cannot_write(path: Path, error: OSError) -> Mistake:
     """Results need a folder: the path, the reason, and the two settings that choose another."""
     reason = error.strerror or str(error)
-    return Mistake(f"cannot write in {path} ({reason}): set hydra.sweep.dir, and hydra.run.dir for one job")
+    choices = "set hydra.sweep.dir=FOLDER, for one job hydra.run.dir=FOLDER"
+    return Mistake(f"cannot write in {path.absolute()} ({reason}): {choices}")
 
 
 def _unknown(text: str, value: str, allowed: Iterable[str], limit: int = 24) -> Mistake:

@@ -22,6 +22,7 @@ class HostMemoryError(MemoryError):
 def build_model(job: Job, device: torch.device) -> nn.Module:
     """The float32 model in eval mode, random weights seeded by `job.seed` and drawn on the device, where that takes
     milliseconds. Auxiliary heads are off: they do nothing in eval. Raises what torchvision or the state dict raises."""
+    _check_size(job)
     torch.manual_seed(job.seed)
     builder = torchvision.models.get_model_builder(job.model)
     kwargs: dict[str, Any] = {}
@@ -40,6 +41,13 @@ def build_model(job: Job, device: torch.device) -> nn.Module:
             state = {k: v for k, v in state.items() if not k.startswith(("aux1.", "aux2.", "AuxLogits."))}
         model.load_state_dict(state)
     return model.to(device).eval()
+
+
+def _check_size(job: Job) -> None:
+    """Say which sizes a vision transformer takes: torchvision says that a shape is indivisible, not by what."""
+    patch = int(job.model.rpartition("_")[2]) if job.model.startswith("vit_") else 1
+    if job.image_size % patch:
+        raise ValueError(f"{job.model} takes multiples of {patch} pixels, not model.image_size={job.image_size}")
 
 
 def _size_argument(model: str, size: int) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from tcsweep.mistakes import Mistake
 from tcsweep.plan import Planned
 
 WORD = "resume="
+FOLDER_WORDS = ("hydra.sweep.dir=", "hydra.run.dir=")
 # What must not differ between two rounds of one job: figures from both sides of a difference are not one sample.
 ALWAYS = ("device", "device_name", "gpu_uuid", "driver", "cuda", "cudnn", "torch", "torchvision", "power_mode")
 ON_A_CPU = ("cpu_model", "cpu_threads")
@@ -58,6 +59,17 @@ def folder_words(folder: Path) -> list[str]:
     """Hydra's overrides that keep it from making a folder of its own."""
     text = str(folder).replace("\\", "\\\\").replace("'", "\\'")
     return [f"hydra.{kind}.dir='{text}'" for kind in ("run", "sweep")]
+
+
+def named_folders(argv: Sequence[str]) -> list[str]:
+    """The folders for results that the words name, as typed."""
+    return [word.partition("=")[2].strip("'\"") for word in argv if word.startswith(FOLDER_WORDS)]
+
+
+def refuse_taken(folder: Path) -> None:
+    """Raises Mistake where a sweep lies in a folder that was named for a new one."""
+    if (folder / store.SWEEP).exists():
+        raise Mistake(f"{folder} holds a sweep already: choose another folder, or go on with it: {line(folder)}")
 
 
 def line(folder: Path) -> str:

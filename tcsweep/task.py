@@ -18,7 +18,7 @@ from tcsweep.engines import ENGINES
 from tcsweep.job import Round
 from tcsweep.measure import RoundRequest, Watch, run_round
 from tcsweep.models import build_input, build_model, memory_format
-from tcsweep.precision import PRECISIONS, set_tf32
+from tcsweep.precision import PRECISIONS, mixed_dtypes_explained, set_tf32
 from tcsweep.worker import Tell
 
 
@@ -112,7 +112,7 @@ def measure_round(request: RoundRequest, tell: Tell) -> Round:
             x = build_input(job, prepared.input_dtype, device)
             iteration = ENGINES[job.engine].build(prepared, x)
         gc.disable()  # no collection inside a timed region
-        with stages.stage("first_call"):
+        with stages.stage("first_call"), mixed_dtypes_explained(job.precision):
             iteration()
             if on_gpu:
                 torch.cuda.synchronize()

@@ -137,6 +137,8 @@ def _only_uploader(sweep_dir: Path) -> Iterator[None]:
         lock.acquire()
     except Timeout:
         raise _RefusedError("another process is sending this sweep to MLflow") from None
+    except OSError as error:
+        raise _RefusedError(f"cannot write in {sweep_dir} ({error.strerror}): sync a copy of it") from None
     try:
         yield
     finally:
@@ -425,7 +427,9 @@ def ui_lines(uploaded: Uploaded, target: Target) -> list[str]:
     if path is None and not uri.startswith(DATABASES):
         return []
     address = safe_uri(uri) if path is None else sqlite_uri(path)
-    program = "mlflow" if shutil.which("mlflow") else shlex.quote(str(Path(sys.executable).with_name("mlflow")))
+    program = "mlflow" if shutil.which("mlflow") else f"{shlex.quote(sys.executable)} -m mlflow"
     command = f"{program} ui --backend-store-uri {shlex.quote(address)} --port 5000"
-    also = "   (or: make ui)" if path == (target.store / "mlflow.db").absolute() else ""
+    # `make ui` is there in a checkout only.
+    made = path == (target.store / "mlflow.db").absolute() and (target.store.parent / "Makefile").exists()
+    also = "   (or: make ui)" if made else ""
     return [command + also, f"http://127.0.0.1:5000/{page}"]

@@ -21,6 +21,7 @@ PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1
 _CREDENTIALS = re.compile(r"^(?P<scheme>[A-Za-z][\w+.-]*://)(?P<user>[^:]*):(?P<secret>.*)@(?P<rest>[^@]*)$", re.DOTALL)
 _IN_TEXT = re.compile(r"(?P<scheme>[A-Za-z][\w+.-]*)://(?P<user>[^\s:]*):\S*@")
 _QUERY = re.compile(r"(?i)([?&;](?:[\w.-]*(?:passw(?:or)?d|pwd|secret|token|api_?key))=)[^&#\s]*")
+ELSEWHERE = "set tracking.uri or MLFLOW_TRACKING_URI to another address, sqlite:////FOLDER/mlflow.db"
 _PASSWORDLESS = ("sqlite", "file")  # a path may hold both ":" and "@"
 
 
@@ -159,9 +160,12 @@ def _check_sqlite(uri: str, experiment: str) -> str | None:
         return f"{uri} is a database in memory, lost at once: use sqlite:////path/mlflow.db"
     if "?" in str(path) and not _sqlalchemy_unquotes("?"):
         return f"SQLAlchemy before 2.1 cannot open {path}, with a '?' in it: use another folder for MLflow's store"
-    nearest = next(p for p in (path, *path.parents) if p.exists())
-    if not os.access(nearest, os.W_OK) or (nearest != path and not nearest.is_dir()):
-        return f"cannot write MLflow's store {path}: {nearest} is not writable; set another address for tracking"
+    # sqlite writes its log beside the file, MLflow the artifacts.
+    for needed in (path, path.parent, path.parent / "mlartifacts"):
+        # lexists: what lies behind a folder that may not be entered counts as not there, and the folder is named
+        nearest = next(p for p in (needed, *needed.parents) if os.path.lexists(p))
+        if not os.access(nearest, os.W_OK) or (nearest != path and not nearest.is_dir()):
+            return f"cannot write MLflow's store {path}: {nearest} is not writable; {ELSEWHERE}"
     return _deleted_in_sqlite(path, experiment, uri)
 
 

@@ -11,6 +11,7 @@ from torchvision.models import list_models
 
 from tcsweep import catalog
 from tcsweep.catalog import Classifier, classifiers, conf_dir, groups, options
+from tcsweep.mistakes import Mistake
 
 ROOT = Path(__file__).parents[1]
 
@@ -55,10 +56,10 @@ def test_an_installed_conf_folder_goes_first(tmp_path: Path, monkeypatch: pytest
 
 def test_a_missing_conf_folder_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(catalog, "PACKAGE", tmp_path / "tcsweep")
-    with pytest.raises(FileNotFoundError) as caught:
+    with pytest.raises(Mistake) as caught:
         conf_dir()
     assert str(caught.value) == (
-        f"tcsweep's conf folder is neither in {tmp_path / 'tcsweep'} nor beside it: install again"
+        f"tcsweep's conf folder is neither in {tmp_path / 'tcsweep'} nor beside it: install again, a zip will not do"
     )
 
 

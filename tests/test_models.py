@@ -15,8 +15,14 @@ import torch
 import torchvision
 from torch import nn
 
+from scripts import models_table
+from tcsweep.catalog import classifiers
 from tcsweep.job import Job
+from tcsweep.mistakes import Mistake
 from tcsweep.models import HostMemoryError, build_input, build_model, memory_format
+from tcsweep.precision import mixed_dtypes_explained
+from tcsweep.worker import Server
+from tests.sweeps import ENVIRONMENT, a_failure, a_job, a_result, a_skip, write_sweep
 
 CPU = torch.device("cpu")
 SMALL = Job(model="mobilenet_v3_small", image_size=32)
@@ -79,6 +85,12 @@ def test_inception_is_built_without_its_heads_its_slow_initialisation_and_its_wa
 
 def test_a_vision_transformer_is_built_for_the_image_size() -> None:
     assert output(Job(model="vit_b_32", image_size=64, batch=2)).shape == (2, 1000)
+
+
+@pytest.mark.parametrize(("model", "patch"), [("vit_b_16", 16), ("vit_l_32", 32), ("vit_h_14", 14)])
+def test_a_vision_transformer_says_which_sizes_it_takes(model: str, patch: int) -> None:
+    with pytest.raises(ValueError, match=f"^{model} takes multiples of {patch} pixels, not model.image_size=225$"):
+        build_model(Job(model=model, image_size=225), CPU)
 
 
 class Builder:
@@ -210,3 +222,135 @@ def test_an_input_may_take_all_that_is_free_and_no_byte_more(
     free(needed - 1)
     with pytest.raises(HostMemoryError, match="the input alone needs"):
         build_input(job, dtype, CPU)
+
+
+# --- every classifier: scripts/models_table.py ---
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    made = Server()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        made.start()
+        yield made
+    made.join()
+
+
+@pytest.mark.parametrize("model", sorted(classifiers()))
+def test_every_classifier_composes_at_the_size_it_is_built_for(model: str) -> None:
+    assert models_table.composed(f"model={model}") == Job(
+        model=model, image_size=classifiers()[model].image_size, batch=32
+    )
+
+
+# Tuples as outputs where heads are on, sizes of their own, windows, patches, shifts, a channel shuffle.
+@pytest.mark.parametrize(
+    "model", ["googlenet", "inception_v3", "maxvit_t", "regnet_y_400mf", "shufflenet_v2_x0_5", "swin_v2_t", "vit_b_32"]
+)
+def test_a_classifier_of_each_kind_runs_in_a_worker(server: Server, model: str) -> None:
+    assert models_table.forward(server, model, "bf16") is None
+
+
+def test_o1_leaves_maxvit_operands_of_two_dtypes_as_apex_does_and_says_what_to_do(server: Server) -> None:
+    reason = models_table.forward(server, "maxvit_t", "o1")
+    assert reason is not None
+    assert reason.startswith(
+        "first_call: RuntimeError: o1 casts only what apex's lists name, and here a function gets two dtypes: "
+        "try o2, o3 or fp16 (expected "
+    )
+    assert "\n" not in reason
+
+
+@pytest.mark.parametrize(("precision", "said"), [("o1", "out of luck"), ("o2", "expected the same dtype")])
+def test_an_error_that_is_not_of_o1s_mixed_dtypes_stays_as_it_is(precision: str, said: str) -> None:
+    error = RuntimeError(said)
+    with pytest.raises(RuntimeError) as caught, mixed_dtypes_explained(precision):
+        raise error
+    assert caught.value is error
+
+
+def test_the_page_of_models_has_figures_speedups_failures_and_what_is_not_measured(tmp_path: Path) -> None:
+    def job(model: str, precision: str, batch: int = 8) -> Job:
+        return a_job(precision, batch, model=model)
+
+    one = write_sweep(
+        tmp_path,
+        [
+            a_result(job("alexnet", "fp32"), 2000.0, index=0),
+            a_result(job("alexnet", "o1"), 600.0, index=1),
+            a_result(job("alexnet", "fp16"), 5000.0, index=2),
+            a_failure(job("vit_h_14", "fp32"), index=3),
+            a_skip(job("vgg11", "fp32"), index=4, reason="interrupted before its turn"),
+            a_result(a_job("fp32", model="vgg16", layout="nhwc"), index=5),  # of another table
+            a_result(a_job("fp32", model="vgg16", image_size=64), index=6),
+        ],
+        name="one",
+    )
+    two = write_sweep(
+        tmp_path,
+        [
+            a_result(job("alexnet", "fp32", 1), 100.0, index=0),
+            a_result(job("alexnet", "o2", 1), 150.0, index=1),
+            a_result(job("vgg11", "fp32"), 30.0, index=2),
+            a_skip(job("alexnet", "fp32"), index=3),  # the earlier figure stays
+        ],
+        name="two",
+    )
+    path = tmp_path / "models.md"
+    path.write_text(f"# Models\n\nBy hand.\n\n{models_table.MARK}\nold\n")
+    assert models_table.main(["--write", "--to", str(path), str(one), str(two)]) == 0
+    text = path.read_text()
+    assert text.startswith(f"# Models\n\nBy hand.\n\n{models_table.MARK}\n{ENVIRONMENT.device_name}, torch 2.9.1, ")
+    assert "old" not in text
+    lines = text.splitlines()
+    assert "| model | pixels | fp32, batch 8 | o1, batch 8 | fp16, batch 8 |" in lines
+    assert "| alexnet | 224 | 2000 | 600.0, 0.30x | 5000, 2.50x |" in lines
+    assert "| vgg11 | 224 | 30.0 | not measured | not measured |" in lines
+    assert "| vit_h_14 | 224 | out of GPU memory | not measured | not measured |" in lines
+    assert "| vgg16 | 224 | not measured | not measured | not measured |" in lines
+    assert "| inception_v3 | 299 | not measured | not measured | not measured |" in lines
+    assert [line for line in lines if line.startswith("- ")] == [
+        "- vit_h_14, fp32, batch 8: build: out of GPU memory: 90.0 GiB asked for"
+    ]
+    further = lines[lines.index("## Further precisions and batches") :]
+    assert further[2:5] == [
+        "| model | batch | fp32 | o2 |",
+        "| --- | --: | --: | --: |",
+        "| alexnet | 1 | 100.0 | 150.0, 1.50x |",
+    ]
+    assert sum(line.startswith("| ") for line in lines) == 2 * 2 + len(classifiers()) + 1
+
+
+def test_a_page_of_no_sweep_says_of_every_model_that_it_is_not_measured() -> None:
+    text = models_table.page({})
+    assert text.count("not measured") == 3 * len(classifiers())
+    assert "##" not in text
+
+
+def test_figures_of_two_devices_are_not_put_into_one_table(tmp_path: Path) -> None:
+    other = dataclasses.replace(ENVIRONMENT, device_name="NVIDIA A100")
+    folders = [
+        write_sweep(tmp_path, [a_result(a_job(batch=b), environment=e)], name=str(b))
+        for b, e in ((1, ENVIRONMENT), (8, other))
+    ]
+    with pytest.raises(Mistake, match=r"^a table is of one device, these sweeps are of NVIDIA A100 and NVIDIA H100"):
+        models_table.measured(folders)
+
+
+def test_what_cannot_be_read_or_does_not_exist_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert models_table.main(["--write", "--to", str(tmp_path / "x.md"), str(tmp_path)]) == 2
+    assert models_table.main(["--compose", "resnet18", "quantized_resnet50"]) == 1
+    said = capsys.readouterr()
+    assert said.err == f"models_table: [Errno 2] No such file or directory: '{tmp_path / 'sweep.json'}'\n"
+    assert said.out.splitlines()[1].startswith("quantized_resnet50: model=quantized_resnet50 is unknown")
+    assert not (tmp_path / "x.md").exists()
+
+
+def test_the_sweeps_that_fill_the_page_name_every_classifier_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert models_table.main(["--parts"]) == 0
+    commands = capsys.readouterr().out.splitlines()
+    named = [line.partition("model=")[2].partition(" ")[0].split(",") for line in commands]
+    assert [name for part in named[:-1] for name in part] == sorted(classifiers())
+    assert len(named[-1]) == 10
+    assert set(named[-1]) <= set(classifiers())

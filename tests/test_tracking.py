@@ -623,7 +623,7 @@ def test_the_lines_for_a_person_start_the_pages_and_open_this_sweep(tmp_path, mo
         "&orderByKey=metrics.%60throughput_img_s%60&orderByAsc=false"
     )
     assert ui_lines(uploaded, Target(None, store=Path("/o p"))) == [
-        "mlflow ui --backend-store-uri 'sqlite:////o p/mlflow.db' --port 5000   (or: make ui)",
+        "mlflow ui --backend-store-uri 'sqlite:////o p/mlflow.db' --port 5000",
         f"http://127.0.0.1:5000/{page}",
     ]
     assert ui_lines(uploaded, Target("https://bob:pw@host:80/ml/", store=tmp_path)) == [f"https://host:80/ml/{page}"]

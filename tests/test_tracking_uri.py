@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tcsweep.tracking_uri import Target, check, redact, resolved_uri, safe_uri
+from tcsweep.tracking_uri import ELSEWHERE, Target, check, redact, resolved_uri, safe_uri
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +48,7 @@ FOLDER = "MLflow since 3.13 refuses a folder ({uri}): use {better}, or set MLFLO
 STORES = "use http(s)://host:port, sqlite:////path/mlflow.db or a database"
 NO_HOST = "{uri} names no host: use http://host:port; characters such as @ / # in a password as %40 %2F %23"
 IN_MEMORY = "sqlite:// is a database in memory, lost at once: use sqlite:////path/mlflow.db"
-READ_ONLY = "cannot write MLflow's store /proc/x/m.db: /proc is not writable; set another address for tracking"
+READ_ONLY = f"cannot write MLflow's store /proc/x/m.db: /proc is not writable; {ELSEWHERE}"
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,13 @@ only, because the parent process reads this table and must not pay for torch."""
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tcsweep.job import O_LEVELS, Environment
+from tcsweep.mistakes import first_line
 
 if TYPE_CHECKING:
     import torch
@@ -93,6 +95,20 @@ def _operator_switches() -> list[Any]:
 
 def _set(owner: Any, precision: str) -> None:
     owner.fp32_precision = precision
+
+
+@contextmanager
+def mixed_dtypes_explained(precision_name: str) -> Iterator[None]:
+    """Around the first call: what to do where o1 leaves a function with operands of two dtypes (maxvit_t's einsum,
+    which apex's lists do not name: apex raises as the twin does)."""
+    try:
+        yield
+    except RuntimeError as error:
+        said = first_line(str(error))
+        if precision_name != "o1" or not ("same dtype" in said or "scalar type" in said):
+            raise
+        advice = "o1 casts only what apex's lists name, and here a function gets two dtypes: try o2, o3 or fp16"
+        raise RuntimeError(f"{advice} ({said})") from error
 
 
 def _nothing_missing(environment: Environment, amp_backend: str | None) -> str | None:
