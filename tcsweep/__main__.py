@@ -70,7 +70,7 @@ def _hydra(argv: Sequence[str]) -> int:
         from tcsweep import app
 
         try:
-            app.measure([composed], Path(HydraConfig.get().runtime.output_dir))
+            app.measure(app.load([composed]), Path(HydraConfig.get().runtime.output_dir))
         except Mistake as error:
             mistakes.append(error)
         except OSError as error:
@@ -99,6 +99,10 @@ def _hydra(argv: Sequence[str]) -> int:
         raise _cannot_write(error) from None
     if mistakes:
         raise mistakes[0]
+    for folder, objective in session.STUDIES:
+        from tcsweep import app
+
+        app.tell_search(folder, objective)
     return max(session.EXIT_STATUS, default=0)
 
 
@@ -137,7 +141,14 @@ def _sync(arguments: list[str]) -> int:
     return 0 if all(sent) else 1
 
 
-COMMANDS: dict[str, Callable[[list[str]], int]] = {"sync": _sync}
+def _doctor(arguments: list[str]) -> int:
+    """Look at this machine."""
+    from tcsweep import doctor
+
+    return doctor.main(arguments)
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {"sync": _sync, "doctor": _doctor}
 
 if __name__ == "__main__":
     main()

@@ -10,20 +10,30 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from tcsweep import config, resume, session, store, sweep
 from tcsweep.config import Loaded, Tracking
 from tcsweep.job import Failure
 from tcsweep.lock import folder_lock
 from tcsweep.mistakes import Mistake
+from tcsweep.objective import Objective, value
+from tcsweep.report.words import number
+from tcsweep.speedup import Row
 from tcsweep.tracking import Uploaded, prepare, ui_lines, upload
 from tcsweep.tracking_uri import Target, check, redact
 
 
-def measure(configs: Sequence[DictConfig], folder: Path) -> sweep.Finished:
-    """Check every config, measure all of them as one sweep, then report. Raises Mistake with nothing measured."""
-    loaded = [_load(number, one, len(configs)) for number, one in enumerate(configs)]
+def load(configs: Sequence[DictConfig]) -> list[Loaded]:
+    """Check every config; raises Mistake for the first that is wrong."""
+    return [_load(number, one, len(configs)) for number, one in enumerate(configs)]
+
+
+def measure(
+    loaded: Sequence[Loaded], folder: Path, *, words: Sequence[str] | None = None, compare: bool = True
+) -> list[float]:
+    """Measure checked configs as one sweep, then report; returns each one's objective. `words` repeat the sweep where
+    those typed would repeat more; `compare` adds baselines. Raises Mistake with nothing measured."""
     target = _target(loaded[0].tracking)
     from rich.console import Console
 
@@ -35,26 +45,29 @@ def measure(configs: Sequence[DictConfig], folder: Path) -> sweep.Finished:
         target = None
     command = redact(shlex.join(["python", "-m", "tcsweep", *session.ARGV]))
     # A word with a password is left out: whoever goes on with the sweep gives it again, by the environment.
-    words = [word for word in session.ARGV if redact(word) == word]
+    words = [word for word in (session.ARGV if words is None else words) if redact(word) == word]
+    repeated = [one for one in loaded for _ in range(one.repeat)]
     claimed = _folder(folder, words)
     try:
         with folder_lock(claimed):
             finished = sweep.run(
-                [one.job for one in loaded],
+                [one.job for one in repeated],
                 claimed,
                 progress,
                 command=command,
-                composed=[redact(one.composed) for one in loaded],
+                composed=[redact(one.composed) for one in repeated],
                 name=loaded[0].name,
                 while_waiting=lambda: _prepare(target),
                 argv=words,
+                compare=compare,
             )
     finally:
         if not session.RESUMING:
             sweep.release(claimed)
     session.EXIT_STATUS.append(finished.exit_status)
-    tell(finished.folder, target, console)
-    return finished
+    rows = tell(finished.folder, target, console)
+    left = iter(rows)
+    return [value([next(left) for _ in range(one.repeat)], one.objective, one.latency_ms_p50_max) for one in loaded]
 
 
 def _folder(folder: Path, words: Sequence[str]) -> Path:
@@ -69,6 +82,21 @@ def _folder(folder: Path, words: Sequence[str]) -> Path:
     return sweep.claim(folder, words)
 
 
+def tell_search(folder: Path, objective: Objective) -> None:
+    """Say what a search ended on, from the file that Optuna's sweeper leaves."""
+    from rich.console import Console
+
+    ended = OmegaConf.to_container(OmegaConf.load(folder / "optimization_results.yaml"))
+    assert isinstance(ended, dict)
+    if "best_value" not in ended:  # several objectives: the file says more than a line could
+        return
+    found = " ".join(f"{name}={chosen}" for name, chosen in ended["best_params"].items())
+    line = f"Best: {found}: {objective.name} {number(ended['best_value'])}"
+    if ended["best_value"] == objective.worst:
+        line = f"Best: none; no point has a {objective.name} within the bound"
+    Console().print(line, soft_wrap=True, highlight=False, markup=False)
+
+
 def _prepare(target: Target | None) -> None:
     """Import what the end of the sweep needs, and make a new MLflow store, before anything is measured."""
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # a home that cannot be written is no concern of ours
@@ -78,8 +106,9 @@ def _prepare(target: Target | None) -> None:
         prepare(target)
 
 
-def tell(folder: Path, target: Target | None, console: Any) -> None:
-    """Everything that follows the measuring, from what is on disk: files, table, MLflow. It cannot lose a result."""
+def tell(folder: Path, target: Target | None, console: Any) -> list[Row]:
+    """Everything that follows the measuring, from what is on disk: files, table, MLflow. It cannot lose a result.
+    Returns the rows, the asked ones first, in the order typed."""
     from tcsweep import report
     from tcsweep.report import table
 
@@ -92,6 +121,7 @@ def tell(folder: Path, target: Target | None, console: Any) -> None:
         console.print(f"Go on:   {resume.line(folder)}", soft_wrap=True, highlight=False)
     if target is not None and uploaded is not None:
         say_uploaded(folder, target, uploaded, console)
+    return rows
 
 
 def say_uploaded(folder: Path, target: Target, uploaded: Uploaded, console: Any) -> bool:

@@ -19,9 +19,11 @@ from tcsweep.catalog import check_device, classifiers, groups, options
 from tcsweep.engines import ENGINES
 from tcsweep.job import O_LEVELS, Job, Measure
 from tcsweep.mistakes import Mistake, first_line, unknown
+from tcsweep.objective import OBJECTIVES, Objective, named
 from tcsweep.precision import PRECISIONS
 
 AMP_BACKENDS = ("auto", "apex", "torch")
+REPEATS_MAX = 100
 BATCH_MAX = 2**40  # above any memory; sizes that only this machine cannot hold are Failures, not mistakes
 
 
@@ -89,6 +91,9 @@ class Config:
     amp_backend: str = "auto"
     seed: int = 0
     name: Optional[str] = None
+    repeat: int = 1
+    objective: str = "throughput_img_s"
+    latency_ms_p50_max: Optional[float] = None
 
 
 @dataclass(frozen=True)
@@ -108,6 +113,9 @@ class Loaded:
     tracking: Tracking
     name: str | None
     composed: str  # the config as YAML, without Hydra's own node
+    repeat: int = 1  # so many rows of it
+    objective: Objective = OBJECTIVES["throughput_img_s"]
+    latency_ms_p50_max: float | None = None  # over it a job gives back the worst value
 
 
 def register() -> None:
@@ -147,7 +155,19 @@ def load(config: DictConfig) -> Loaded:
             raise Mistake(f"{group} is missing: choose one of {', '.join(options(group))}")
     tracking = Tracking(**values["tracking"])
     _check_tracking(tracking)
-    return Loaded(_job(values), tracking, values["name"], OmegaConf.to_yaml(OmegaConf.create(values)))
+    _at_least("repeat", values["repeat"], 1, REPEATS_MAX)
+    bound = values["latency_ms_p50_max"]
+    if bound is not None and not bound > 0:
+        raise Mistake(f"latency_ms_p50_max={bound}: must be over 0 milliseconds")
+    return Loaded(
+        job=_job(values),
+        tracking=tracking,
+        name=values["name"],
+        composed=OmegaConf.to_yaml(OmegaConf.create(values)),
+        repeat=values["repeat"],
+        objective=named(values["objective"]),
+        latency_ms_p50_max=bound,
+    )
 
 
 def _without_hydra(config: DictConfig) -> DictConfig:

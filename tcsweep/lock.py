@@ -29,7 +29,7 @@ def device_lock(name: str, say: Callable[[str], None]) -> Iterator[None]:
     with socket.socket(socket.AF_UNIX) as lock:
         try:
             if not _take(lock, address):
-                say(f"waiting for the device: {_holder(address)} is measuring on it")
+                say(f"waiting for the device: {holder(address)} is measuring on it")
                 while not _take(lock, address):
                     time.sleep(POLL_S)
             lock.listen()  # so that who waits can ask the kernel for our pid
@@ -51,7 +51,7 @@ def folder_lock(folder: Path) -> Iterator[None]:
         except OSError:  # no abstract names here: then nobody is warned
             taken = True
         if not taken:
-            raise Mistake(f"{folder}: {_holder(address)} is measuring into it")
+            raise Mistake(f"{folder}: {holder(address)} is measuring into it")
         yield
 
 
@@ -65,10 +65,11 @@ def _take(lock: socket.socket, address: str) -> bool:
     return True
 
 
-def _holder(address: str) -> str:
+def holder(address: str) -> str:
     """The process behind the lock, with its command where this user may see it."""
     try:
         with socket.socket(socket.AF_UNIX) as asking:
+            asking.settimeout(1.0)  # nobody accepts: once its backlog is full, it does not answer
             asking.connect(address)
             pid, _, _ = struct.unpack("3i", asking.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         words = Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")[:-1]

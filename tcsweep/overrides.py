@@ -6,6 +6,7 @@ Hydra cannot take an integer as a group option (`batch=1,8,32`), nor a name that
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 from collections.abc import Sequence
@@ -75,12 +76,15 @@ def rewrite(argv: Sequence[str], keys: Sequence[str]) -> list[str]:
     recipes = [_recipe(o, line.folders) for o in parsed if o.key_or_group == "experiment" and o.value() is not None]
     multirun = bool(_MULTIRUN_FLAGS & set(line.flags)) or any(_is_multirun(r) for r in recipes)
     multirun = multirun or any(o.key_or_group == "hydra.mode" and str(o.value()).upper() == "MULTIRUN" for o in parsed)
+    searched = _is_searched(parsed, recipes)
+    if searched and importlib.util.find_spec("hydra_plugins.hydra_optuna_sweeper") is None:
+        raise Mistake("a search needs Optuna's sweeper: pip install hydra-optuna-sweeper")
     written: list[str] = []
     for text, override in zip(line.overrides, parsed):
         _check_key(override, keys, line.folders)
         _check_sweep(text, override, multirun)
-        written += _write(text, override, line.folders)
-    written += _released(recipes, parsed)
+        written += _write(text, override, line.folders, searched)
+    written += _released(recipes, [_parse(text) for text in written])
     return [*line.flags, *[w for w in written if not _moved_to_environment(w)]]
 
 
@@ -115,7 +119,7 @@ def _check_sweep(text: str, override: Override, multirun: bool) -> None:
         raise Mistake(f"{text} is a sweep: add -m")
 
 
-def _write(text: str, override: Override, folders: Sequence[Path]) -> list[str]:
+def _write(text: str, override: Override, folders: Sequence[Path], searched: bool) -> list[str]:
     key = override.key_or_group
     if key not in groups(folders) or override.is_delete():
         return [text]
@@ -125,19 +129,20 @@ def _write(text: str, override: Override, folders: Sequence[Path]) -> list[str]:
         return [text if text.startswith("+") else f"+{text}"]
     values = _values(override)
     if key in FREE_FIELDS:
-        return _free(key, values, override, folders)
+        return _free(key, values, override, folders, searched)
     for value in values:
         _check_option(key, value, folders)
     return [text]
 
 
-def _free(group: str, values: list[str], override: Override, folders: Sequence[Path]) -> list[str]:
-    """Options with a file stay options, quoted, since Hydra refuses integers; otherwise all go to the field."""
+def _free(group: str, values: list[str], override: Override, folders: Sequence[Path], searched: bool) -> list[str]:
+    """Options with a file stay options, quoted, since Hydra refuses integers; otherwise all go to the field. Optuna's
+    sweeper takes the quotes away again, so there numbers go to the field, too."""
     for value in values:
         _check_free(group, value, override, folders)
     known = options(group, folders)
     prefix = "+" if override.is_add() else ""
-    if all(v in known for v in values):
+    if all(v in known and not (searched and v.isdecimal()) for v in values):
         return [f"{prefix}{group}=" + ",".join(_quoted(v) for v in values)]
     listed = ",".join(v if v.isdecimal() else _quoted(v) for v in values)
     return [*(["model=torchvision"] if group == "model" else []), f"{FREE_FIELDS[group]}={listed}"]
@@ -204,6 +209,15 @@ def _recipe(override: Override, folders: Sequence[Path]) -> dict[str, Any]:
     return {}
 
 
+def _is_searched(parsed: Sequence[Override], recipes: Sequence[dict[str, Any]]) -> bool:
+    """Whether Optuna's sweeper is chosen, on the line or by a recipe."""
+    typed = [o.value() for o in parsed if o.key_or_group == "hydra/sweeper"]
+    if typed:
+        return typed[-1] == "optuna"
+    defaults = [entry for recipe in recipes for entry in recipe.get("defaults") or [] if isinstance(entry, dict)]
+    return any(entry.get("override /hydra/sweeper") == "optuna" for entry in defaults)
+
+
 def _is_multirun(recipe: dict[str, Any]) -> bool:
     return str((recipe.get("hydra") or {}).get("mode", "")).upper() == "MULTIRUN"
 
@@ -214,7 +228,8 @@ def _released(recipes: Sequence[dict[str, Any]], parsed: Sequence[Override]) -> 
     swept: set[str] = set()
     for recipe in recipes:
         swept |= set(((recipe.get("hydra") or {}).get("sweeper") or {}).get("params") or {})
-    return [f"~hydra.sweeper.params.{key}" for key in sorted(typed & swept)]
+    # A key with a dot cannot be taken out; Optuna's sweeper takes the last word of a key, which is the user's.
+    return [f"~hydra.sweeper.params.{key}" for key in sorted(typed & swept) if "." not in key]
 
 
 def _moved_to_environment(text: str) -> bool:

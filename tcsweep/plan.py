@@ -25,9 +25,11 @@ class Planned:
     composed: str | None = None  # its config as YAML, for an asked job
 
 
-def plan(jobs: Sequence[Job], devices: Mapping[str, Resolved], composed: Sequence[str] = ()) -> list[Planned]:
-    """The asked jobs, device and amp backend resolved, repeats numbered, in the order typed; then the baselines and
-    references that they lack."""
+def plan(
+    jobs: Sequence[Job], devices: Mapping[str, Resolved], composed: Sequence[str] = (), compare: bool = True
+) -> list[Planned]:
+    """The asked jobs, device and amp backend resolved, repeats numbered, in the order typed; then, to `compare` them,
+    the baselines and references that they lack."""
     planned: list[Planned] = []
     seen: dict[Job, int] = {}
     for index, job in enumerate(jobs):
@@ -35,7 +37,7 @@ def plan(jobs: Sequence[Job], devices: Mapping[str, Resolved], composed: Sequenc
         repeat = seen.get(one.job, 0)
         seen[one.job] = repeat + 1
         planned.append(dataclasses.replace(one, job=dataclasses.replace(one.job, repeat=repeat)))
-    asked = [p for p in planned if p.reason is None]
+    asked = [p for p in planned if p.reason is None and compare]
     needed: dict[Job, Role] = {p.job.cell: "baseline" for p in asked}
     needed |= {p.job.reference: "reference" for p in asked if p.job.reference not in needed}
     present = {p.job for p in planned}

@@ -105,10 +105,11 @@ def run(
     order_seed: int | None = None,
     while_waiting: Callable[[], None] = lambda: None,
     argv: Sequence[str] = (),
+    compare: bool = True,
 ) -> Finished:
     """Measure the jobs into `folder`, claimed before; what an earlier try left there is gone on with. Raises Mistake,
     with nothing measured, where this machine can do none of them, or not as that try did. `while_waiting` is called
-    once in a thread, and has ended before anything is measured."""
+    once in a thread, and has ended before anything is measured. To `compare`, baselines are measured too."""
     began = time.monotonic()
     server = Server()
     with _sigterm_raises():
@@ -121,7 +122,7 @@ def run(
         waiting.start()
         devices = _probe(server, jobs, progress)
         waiting.join()  # nothing of it runs beside a measurement
-        planned = plan(jobs, devices, composed)
+        planned = plan(jobs, devices, composed, compare)
         _refuse_if_nothing_can_run(planned)
         if store.is_planned(folder):
             sweep, saved = _resume(folder, planned)

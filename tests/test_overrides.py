@@ -75,7 +75,10 @@ def test_what_hydra_cannot_take_is_put_right(typed: list[str], written: list[str
         ("-m model=resnet18,resnet5", "model=resnet5 is unknown; did you mean resnet50? Allowed: alexnet,"),
         ("device=gpu", "device=gpu is unknown; did you mean cpu? Allowed: auto, cpu, cuda, cuda:0, cuda:1"),
         ("layout=nhcw", "layout=nhcw is unknown; did you mean nhwc? Allowed: nchw, nhwc"),
-        ("+experiment=publish", "experiment=publish is unknown; did you mean published? Allowed: published"),
+        (
+            "+experiment=publish",
+            "experiment=publish is unknown; did you mean published? Allowed: fastest_batch, published",
+        ),
         ("+precision=o1", "+precision=o1: precision is set already; change it without the plus"),
         ("precision=o1 batch", "'batch' is neither a command nor an override: overrides are written GROUP=OPTION"),
     ],
