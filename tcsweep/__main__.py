@@ -69,6 +69,7 @@ def _hydra(argv: Sequence[str]) -> int:
     def task(composed: DictConfig) -> None:
         from tcsweep import app
 
+        os.chdir(HydraConfig.get().runtime.cwd)  # hydra.job.chdir moves nothing of ours: one store, paths as typed
         try:
             app.measure(app.load([composed]), Path(HydraConfig.get().runtime.output_dir))
         except Mistake as error:

@@ -72,6 +72,9 @@ def rewrite(argv: Sequence[str], keys: Sequence[str]) -> list[str]:
     """The command line as Hydra can take it. Raises Mistake, one line, for what can never be right. `keys` are the
     schema's. A tracking address that holds a password moves to the environment: Hydra saves overrides."""
     line = split(argv)
+    for folder in line.folders:
+        if not folder.is_dir():
+            raise Mistake(f"--config-dir {folder}: no such folder")
     parsed = [_parse(text) for text in line.overrides]
     recipes = [_recipe(o, line.folders) for o in parsed if o.key_or_group == "experiment" and o.value() is not None]
     multirun = bool(_MULTIRUN_FLAGS & set(line.flags)) or any(_is_multirun(r) for r in recipes)
@@ -83,6 +86,7 @@ def rewrite(argv: Sequence[str], keys: Sequence[str]) -> list[str]:
     for text, override in zip(line.overrides, parsed):
         _check_key(override, keys, line.folders)
         _check_sweep(text, override, multirun)
+        _check_folder(text, override, multirun)
         written += _write(text, override, line.folders, searched)
     written += _released(recipes, [_parse(text) for text in written])
     return [*line.flags, *[w for w in written if not _moved_to_environment(w)]]
@@ -117,6 +121,14 @@ def _check_key(override: Override, keys: Sequence[str], folders: Sequence[Path])
 def _check_sweep(text: str, override: Override, multirun: bool) -> None:
     if override.is_sweep_override() and not multirun:
         raise Mistake(f"{text} is a sweep: add -m")
+
+
+def _check_folder(text: str, override: Override, multirun: bool) -> None:
+    """Hydra reads one of its two folders for results and ignores the other."""
+    ignored, read = ("hydra.run.dir", "hydra.sweep.dir")[:: 1 if multirun else -1]
+    if override.key_or_group == ignored:
+        kind = "a sweep" if multirun else "a single run"
+        raise Mistake(f"{text}: the folder of {kind} is {read}={text.partition('=')[2]}")
 
 
 def _write(text: str, override: Override, folders: Sequence[Path], searched: bool) -> list[str]:
@@ -155,7 +167,8 @@ def _check_free(group: str, value: str, override: Override, folders: Sequence[Pa
         said = f"{override.input_line}: {value!r} is not a whole number of 1 or more"
         raise Mistake(f"{said}; several as a comma list, batch=1,8,32")
     if group == "model" and value not in classifiers():
-        raise unknown("model", value, classifiers())
+        own = [n for n in options("model", folders) if n not in (*classifiers(), "torchvision")]
+        raise unknown("model", value, [*own, *classifiers()])
     if group == "device":
         check_device(value)
 

@@ -37,7 +37,7 @@ def rewritten(*argv: str) -> list[str]:
         (["experiment=published"], ["+experiment=published"]),
         (["precision=o1", "-m", "batch=1"], ["-m", "precision=o1", "batch='1'"]),
         (["--cfg", "job", "batch=3"], ["--cfg", "job", "batch.size=3"]),
-        (["measure.rounds=2", "seed=3", "hydra.sweep.dir=x"], ["measure.rounds=2", "seed=3", "hydra.sweep.dir=x"]),
+        (["measure.rounds=2", "seed=3", "hydra.run.dir=x"], ["measure.rounds=2", "seed=3", "hydra.run.dir=x"]),
         (["name='a,,b=c #1'"], ["name='a,,b=c #1'"]),
         (["--info", "defaults"], ["--info", "defaults"]),
         (
@@ -80,6 +80,8 @@ def test_what_hydra_cannot_take_is_put_right(typed: list[str], written: list[str
             "experiment=publish is unknown; did you mean published? Allowed: fastest_batch, published",
         ),
         ("+precision=o1", "+precision=o1: precision is set already; change it without the plus"),
+        ("-m batch=1,2 hydra.run.dir=x", "hydra.run.dir=x: the folder of a sweep is hydra.sweep.dir=x"),
+        ("batch=1 hydra.sweep.dir=x", "hydra.sweep.dir=x: the folder of a single run is hydra.run.dir=x"),
         ("precision=o1 batch", "'batch' is neither a command nor an override: overrides are written GROUP=OPTION"),
     ],
 )
