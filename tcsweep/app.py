@@ -7,6 +7,7 @@ import logging
 import os
 import shlex
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,18 @@ def load(configs: Sequence[DictConfig]) -> list[Loaded]:
     return [_load(number, one, len(configs)) for number, one in enumerate(configs)]
 
 
-def measure(
-    loaded: Sequence[Loaded], folder: Path, *, words: Sequence[str] | None = None, compare: bool = True
-) -> list[float]:
-    """Measure checked configs as one sweep, then report; returns each one's objective. `words` repeat the sweep where
-    those typed would repeat more; `compare` adds baselines. Raises Mistake with nothing measured."""
+@dataclass(frozen=True)
+class Trial:
+    """What makes a sweep a step of a search: it is told in a line, its own `words` would repeat it alone, and it needs
+    baselines only to `compare`."""
+
+    words: tuple[str, ...]
+    compare: bool
+
+
+def measure(loaded: Sequence[Loaded], folder: Path, trial: Trial | None = None) -> list[float]:
+    """Measure checked configs as one sweep, then report; returns each one's objective. Raises Mistake with nothing
+    measured."""
     target = _target(loaded[0].tracking)
     from rich.console import Console
 
@@ -45,29 +53,35 @@ def measure(
         target = None
     command = redact(shlex.join(["python", "-m", "tcsweep", *session.ARGV]))
     # A word with a password is left out: whoever goes on with the sweep gives it again, by the environment.
-    words = [word for word in (session.ARGV if words is None else words) if redact(word) == word]
+    words = [word for word in (session.ARGV if trial is None else trial.words) if redact(word) == word]
     repeated = [one for one in loaded for _ in range(one.repeat)]
-    claimed = _folder(folder, words)
-    try:
-        with folder_lock(claimed):
-            finished = sweep.run(
-                [one.job for one in repeated],
-                claimed,
-                progress,
-                command=command,
-                composed=[redact(one.composed) for one in repeated],
-                name=loaded[0].name,
-                while_waiting=lambda: _prepare(target),
-                argv=words,
-                compare=compare,
-            )
-    finally:
-        if not session.RESUMING:
-            sweep.release(claimed)
+    with sweep.signals_raise():
+        claimed = _folder(folder, words)
+        try:
+            with folder_lock(claimed):
+                finished = sweep.run(
+                    [one.job for one in repeated],
+                    claimed,
+                    progress,
+                    command=command,
+                    composed=[redact(one.composed) for one in repeated],
+                    name=loaded[0].name,
+                    while_waiting=lambda: _prepare(target),
+                    argv=words,
+                    compare=trial is None or trial.compare,
+                )
+        finally:
+            if not session.RESUMING:
+                sweep.release(claimed)
     session.EXIT_STATUS.append(finished.exit_status)
-    rows = tell(finished.folder, target, console)
-    left = iter(rows)
-    return [value([next(left) for _ in range(one.repeat)], one.objective, one.latency_ms_p50_max) for one in loaded]
+    rows = iter(tell(finished.folder, target, console, brief=trial is not None))
+    values = [value([next(rows) for _ in range(one.repeat)], one.objective, one.latency_ms_p50_max) for one in loaded]
+    if trial is not None:
+        for one, found in zip(loaded, values):
+            figure = "outside the bound, or not measured" if found == one.objective.worst else number(found)
+            line = f"{one.job.label}: {one.objective.name} {figure}   {finished.folder}"
+            console.print(line, soft_wrap=True, highlight=False, markup=False)
+    return values
 
 
 def _folder(folder: Path, words: Sequence[str]) -> Path:
@@ -94,7 +108,8 @@ def tell_search(folder: Path, objective: Objective) -> None:
     line = f"Best: {found}: {objective.name} {number(ended['best_value'])}"
     if ended["best_value"] == objective.worst:
         line = f"Best: none; no point has a {objective.name} within the bound"
-    Console().print(line, soft_wrap=True, highlight=False, markup=False)
+    for text in (line, f"Results: {folder}"):
+        Console().print(text, soft_wrap=True, highlight=False, markup=False)
 
 
 def _prepare(target: Target | None) -> None:
@@ -106,15 +121,19 @@ def _prepare(target: Target | None) -> None:
         prepare(target)
 
 
-def tell(folder: Path, target: Target | None, console: Any) -> list[Row]:
-    """Everything that follows the measuring, from what is on disk: files, table, MLflow. It cannot lose a result.
-    Returns the rows, the asked ones first, in the order typed."""
+def tell(folder: Path, target: Target | None, console: Any, brief: bool = False) -> list[Row]:
+    """Everything that follows the measuring, from what is on disk: files, table, MLflow. It cannot lose a result. In
+    `brief` only what went wrong is said. Returns the rows, the asked ones first, in the order typed."""
     from tcsweep import report
     from tcsweep.report import table
 
     rows = report.write(folder)
     record, _ = store.load_sweep(folder)
     uploaded = None if target is None else upload(folder, target)  # first: printing ends with a closed pipe
+    if brief:
+        if uploaded is not None and uploaded.error and target is not None:
+            say_uploaded(folder, target, uploaded, console)
+        return rows
     table.render(record, rows, console)
     console.print(f"Results: {folder}", soft_wrap=True, highlight=False)
     if record.status != "finished" or any(isinstance(row.outcome, Failure) for row in rows):

@@ -23,6 +23,7 @@ from tcsweep.measure import Hint, RoundRequest
 from tcsweep.mistakes import Interrupted, Mistake, cannot_write, first_line
 from tcsweep.plan import Planned, order, plan
 from tcsweep.report.progress import Progress
+from tcsweep.report.words import count
 from tcsweep.stats import log_interval, round_throughput
 from tcsweep.worker import Broken, Server
 
@@ -112,13 +113,12 @@ def run(
     once in a thread, and has ended before anything is measured. To `compare`, baselines are measured too."""
     began = time.monotonic()
     server = Server()
-    with _sigterm_raises():
+    with signals_raise():
         for variable in server.removed:
             progress.message(f"{variable} is set: taken away from the workers, it changes arithmetic unseen")
         server.start()
         progress.stage("importing torch, looking at the device")
-        # A daemon: a signal that stops this thread in the middle of an import leaves the import lock taken, for ever.
-        waiting = threading.Thread(target=while_waiting, daemon=True)
+        waiting = threading.Thread(target=while_waiting, daemon=True)  # a signal does not wait for it
         waiting.start()
         devices = _probe(server, jobs, progress)
         waiting.join()  # nothing of it runs beside a measurement
@@ -261,7 +261,7 @@ class Runner:
         ready = [s for s in self._states if s.open]
         done = sum(len(s.rounds) for s in ready)
         if done:
-            self._progress.message(f"going on: {done} rounds are there")
+            self._progress.message(f"going on: {count(done, 'round')} measured before")
         self._progress.started(sum(max(0, s.job.measure.rounds - len(s.rounds)) for s in ready), len(ready))
         try:
             with contextlib.ExitStack() as locks:
@@ -410,16 +410,34 @@ def _lock_name(environment: Environment) -> str:
 
 
 @contextlib.contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    def handler(number: int, frame: Any) -> None:
-        raise Interrupted
+def signals_raise() -> Iterator[None]:
+    """Ctrl-C and SIGTERM as exceptions of the main thread, never inside an import."""
 
-    try:
-        before = signal.signal(signal.SIGTERM, handler)
-    except ValueError:  # not the main thread: the caller's handlers stay
-        yield
-        return
+    def handler(number: int, frame: Any) -> None:
+        if _is_importing(frame):
+            again = threading.Timer(0.05, os.kill, (os.getpid(), number))
+            again.daemon = True
+            again.start()
+            return
+        raise KeyboardInterrupt if number == signal.SIGINT else Interrupted
+
+    before: dict[int, Any] = {}
+    with contextlib.suppress(ValueError):  # not the main thread: the caller's handlers stay
+        before[signal.SIGTERM] = signal.signal(signal.SIGTERM, handler)
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else the caller ignores it
+            before[signal.SIGINT] = signal.signal(signal.SIGINT, handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+def _is_importing(frame: Any) -> bool:
+    """Whether a frame is inside an import. An exception there can be swallowed, and can leave the import lock taken,
+    so that every other thread that imports waits for ever."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from .test_main import FAST, SMALL, Here, environment, here, results, summary, sweep_folder
+from .test_main import FAST, SMALL, Here, environment, here, results, summary, sweep_folder, tcsweep
 
 __all__ = ["here"]
 
@@ -150,7 +150,7 @@ def test_a_leaf_beside_a_swept_group_goes_to_every_member(tmp_path: Path, here: 
     assert [r["job"]["image_size"] for r in results(tmp_path)] == [32, 32]  # type: ignore[index]
 
 
-def test_info_shows_the_defaults(here: Here) -> None:
-    done = here("--info", "defaults")
+def test_info_shows_the_defaults(tmp_path: Path) -> None:
+    done = tcsweep(tmp_path, "--info", "defaults")  # a process of its own: it turns debug logging on
     assert done.returncode == 0
     assert "precision/fp32" in done.stdout

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -265,3 +268,20 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(Mistake, match=r"cannot write in .*file/x \(Not a directory\): set hydra.sweep.dir"):
         sweep.claim(tmp_path / "file" / "x")
+
+
+def test_a_signal_in_the_middle_of_an_import_is_taken_after_it(tmp_path: Path) -> None:
+    """Raised inside, it may be swallowed, and the import lock may stay taken."""
+    (tmp_path / "slow_module.py").write_text(
+        "import os, signal, time\nos.kill(os.getpid(), signal.SIGTERM)\ndone = 1\n"
+    )
+    code = (
+        "import sys, time\nfrom tcsweep import sweep\nfrom tcsweep.mistakes import Interrupted\n"
+        "try:\n    with sweep.signals_raise():\n        import slow_module\n        time.sleep(5)\n"
+        "except Interrupted:\n    print('interrupted after', sys.modules['slow_module'].done)\n"
+    )
+    path = os.pathsep.join([str(Path(sweep.__file__).parents[1]), str(tmp_path)])
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "interrupted after 1\n"

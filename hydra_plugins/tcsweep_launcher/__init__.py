@@ -5,6 +5,8 @@ Every Hydra app in this environment imports this module: nothing heavy here.
 
 from __future__ import annotations
 
+import logging
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +33,8 @@ class LocalLauncher(Launcher):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Keep what Hydra hands over."""
+        if "optuna" in sys.modules:  # it greets on standard error
+            logging.getLogger("optuna").setLevel(logging.WARNING)
         # Hydra's sweeper composes every job to see that it can be, a tenth of a second each.
         self._loader = hydra_context.config_loader = _Keeping(hydra_context.config_loader)  # type: ignore[assignment]
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
@@ -73,10 +77,9 @@ class LocalLauncher(Launcher):
             {one.job: (one, words) for one, words in zip(loaded, job_overrides) if one.job not in self._found}.values()
         )
         if new:
-            words = list(new[0][1]) if len(new) == 1 else []
-            place = folder / str(number)
-            compare = objective.name in COMPARING
-            values = app.measure([one for one, _ in new], place, words=words, compare=compare)
+            words = tuple(new[0][1]) if len(new) == 1 else ()
+            trial = app.Trial(words, compare=objective.name in COMPARING)
+            values = app.measure([one for one, _ in new], folder / str(number), trial)
             self._found |= {one.job: value for (one, _), value in zip(new, values)}
             if session.EXIT_STATUS[-1] > 128:  # a signal ends the search, too
                 raise KeyboardInterrupt
