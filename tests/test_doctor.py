@@ -1018,6 +1018,7 @@ def test_markup_in_what_was_found_is_shown_as_it_is() -> None:
 def run(folder: Path, *words: str, path: Path | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
     """The command in a folder, this checkout importable, `path` before everything else."""
     paths = [str(p) for p in (path, ROOT) if p is not None]
+    paths += filter(None, [os.environ.get("PYTHONPATH")])  # where this interpreter gets its packages by it
     dropped = ("MLFLOW_TRACKING_URI", "CUDA_LAUNCH_BLOCKING", "NVIDIA_TF32_OVERRIDE")
     kept = {k: v for k, v in os.environ.items() if k not in dropped}
     code = "import sys; from tcsweep import doctor; s = doctor.main(sys.argv[1:]); print(sorted({'torch', 'mlflow', "
