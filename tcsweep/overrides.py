@@ -102,7 +102,7 @@ def _parse(text: str) -> Override:
     except HydraException as error:
         said = first_line(str(error)) or "not an override"
         hint = "" if text.isascii() else f"; quote it: {text.partition('=')[0]}='\"...\"'"
-        raise Mistake(f"{text}: {said}{hint}") from None
+        raise Mistake(redact(f"{text}: {said}{hint}")) from None
 
 
 def _check_key(override: Override, keys: Sequence[str], folders: Sequence[Path]) -> None:

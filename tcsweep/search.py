@@ -90,7 +90,7 @@ class Search:
         """Say what the search ended on, from the file that Optuna's sweeper leaves. Raises Mistake where no trial could
         be measured."""
         if self._refusal is not None and not session.EXIT_STATUS:
-            raise Mistake(f"no trial can be measured: {self._refusal}")
+            raise self._refusal
         path = self._folder / "optimization_results.yaml"
         if path.exists():
             ended = yaml.safe_load(path.read_text(encoding="utf-8"))
