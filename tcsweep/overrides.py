@@ -79,13 +79,14 @@ def rewrite(argv: Sequence[str], keys: Sequence[str]) -> list[str]:
     parsed = [_parse(text) for text in line.overrides]
     recipes = [_recipe(o, line.folders) for o in parsed if _chooses_recipe(o)]
     multirun = _is_multirun(line, parsed, recipes)
-    searched = _is_searched(parsed, recipes)
+    searched = _chosen("hydra/sweeper", parsed, recipes) == "optuna"
+    grid = searched and _chosen("hydra/sweeper/sampler", parsed, recipes) == "grid"
     if searched and importlib.util.find_spec("hydra_plugins.hydra_optuna_sweeper") is None:
         raise Mistake("a search needs Optuna's sweeper: pip install hydra-optuna-sweeper")
     written: list[str] = []
     for text, override in zip(line.overrides, parsed):
         _check_key(override, keys, line.folders)
-        _check_sweep(text, override, multirun)
+        _check_sweep(text, override, multirun, grid)
         _check_folder(text, override, multirun, line.folders)
         written += _write(text, override, line.folders, searched)
     released = _released(recipes, [_parse(text) for text in written]) if multirun else []
@@ -118,9 +119,11 @@ def _check_key(override: Override, keys: Sequence[str], folders: Sequence[Path])
         raise unknown_word("key", key, [k for k in allowed if ("." in k) == ("." in key)])
 
 
-def _check_sweep(text: str, override: Override, multirun: bool) -> None:
+def _check_sweep(text: str, override: Override, multirun: bool, grid: bool) -> None:
     if override.is_sweep_override() and not multirun:
         raise Mistake(f"{text} is a sweep: add -m")
+    if grid and override.is_interval_sweep():
+        raise Mistake(f"{text}: a grid takes a list or a range; for an interval set hydra/sweeper/sampler=tpe")
 
 
 def _check_folder(text: str, override: Override, multirun: bool, folders: Sequence[Path]) -> None:
@@ -233,13 +236,12 @@ def _recipe(override: Override, folders: Sequence[Path]) -> dict[str, Any]:
     return {}
 
 
-def _is_searched(parsed: Sequence[Override], recipes: Sequence[dict[str, Any]]) -> bool:
-    """Whether Optuna's sweeper is chosen, on the line or by a recipe."""
-    typed = [o.value() for o in parsed if o.key_or_group == "hydra/sweeper"]
-    if typed:
-        return typed[-1] == "optuna"
-    defaults = [entry for recipe in recipes for entry in recipe.get("defaults") or [] if isinstance(entry, dict)]
-    return any(entry.get("override /hydra/sweeper") == "optuna" for entry in defaults)
+def _chosen(group: str, parsed: Sequence[Override], recipes: Sequence[dict[str, Any]]) -> Any:
+    """The option of one of Hydra's own groups, as typed or by a recipe; None where neither says."""
+    typed = [o.value() for o in parsed if o.key_or_group == group]
+    entries = [entry for recipe in recipes for entry in recipe.get("defaults") or [] if isinstance(entry, dict)]
+    named = typed or [entry[key] for entry in entries if (key := f"override /{group}") in entry]
+    return named[-1] if named else None
 
 
 def _is_multirun(line: CommandLine, parsed: Sequence[Override], recipes: Sequence[dict[str, Any]]) -> bool:

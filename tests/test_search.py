@@ -146,6 +146,11 @@ def test_a_failed_trial_does_not_end_the_search(tmp_path: Path, here: Here) -> N
         pytest.param(["direction=maximise"], "maximise: a search has one objective and one", marks=needs_optuna),
         pytest.param(["direction=maximize", "n_trials=0"], "n_trials=0: must be 1 or more", marks=needs_optuna),
         pytest.param(["direction=maximize", "n_jobs=0"], "n_jobs=0: must be 1 or more", marks=needs_optuna),
+        pytest.param(
+            ["direction=maximize", "sampler=grid", "seed=interval(1,9)"],
+            "seed=interval(1,9): a grid takes a list or a range; for an interval set hydra/sweeper/sampler=tpe",
+            marks=needs_optuna,
+        ),
         (["max_batch_size=1"], "max_batch_size splits a sweep, whose rounds go through all jobs: leave it out"),
     ],
 )
@@ -153,7 +158,9 @@ def test_a_sweeper_that_would_mislead_is_one_line_and_measures_nothing(
     tmp_path: Path, here: Here, words: list[str], said: str
 ) -> None:
     sweeper = [] if "max_batch_size=1" in words else ["hydra/sweeper=optuna"]
-    done = here("-m", *sweeper, *[f"hydra.sweeper.{word}" for word in words], "batch=1,2", *FACTS)
+    prefixes = {"sampler": "hydra/sweeper/", "seed": ""}
+    settings = [prefixes.get(word.partition("=")[0], "hydra.sweeper.") + word for word in words]
+    done = here("-m", *sweeper, *settings, "batch=1,2", *FACTS)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert said in done.stderr
     assert not list(tmp_path.rglob("*.json"))
