@@ -58,8 +58,8 @@ def _hydra(argv: Sequence[str]) -> int:
     from tcsweep.worker import Server
 
     resuming, others = resume.split(argv)
-    argv = resume.words(resuming, others) if resuming is not None else list(argv)
-    session.begin(list(argv), resuming)
+    argv = list(argv) if resuming is None else _gone_back_to(resuming, others)
+    session.begin(argv, resuming)
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises instead of printing and exiting with 1
     config.register()
@@ -100,11 +100,21 @@ def _hydra(argv: Sequence[str]) -> int:
         raise _cannot_write(error) from None
     if mistakes:
         raise mistakes[0]
-    for folder, objective in session.STUDIES:
-        from tcsweep import app
-
-        app.tell_search(folder, objective)
+    for search in session.SEARCHES:
+        search.tell()
     return max(session.EXIT_STATUS, default=0)
+
+
+def _gone_back_to(folder: Path, others: Sequence[str]) -> list[str]:
+    """The command line of a sweep to go on with, in the folder that it was started in."""
+    from tcsweep import resume
+
+    words = resume.words(folder, others)
+    if (origin := resume.origin(folder)) is not None:
+        for remark in (resume.go_back(origin), resume.forgotten(origin, words)):
+            if remark:
+                print(f"tcsweep: {remark}", file=sys.stderr)
+    return words
 
 
 def _cannot_write(error: OSError) -> Mistake:

@@ -7,18 +7,17 @@ import logging
 import os
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from tcsweep import config, resume, session, store, sweep
 from tcsweep.config import Loaded, Tracking
-from tcsweep.job import Failure
+from tcsweep.job import Failure, Origin
 from tcsweep.lock import folder_lock
 from tcsweep.mistakes import Mistake
-from tcsweep.objective import Objective, value
+from tcsweep.objective import value
 from tcsweep.report.words import number
 from tcsweep.speedup import Row
 from tcsweep.tracking import Uploaded, prepare, ui_lines, upload
@@ -30,18 +29,9 @@ def load(configs: Sequence[DictConfig]) -> list[Loaded]:
     return [_load(number, one, len(configs)) for number, one in enumerate(configs)]
 
 
-@dataclass(frozen=True)
-class Trial:
-    """What makes a sweep a step of a search: it is told in a line, its own `words` would repeat it alone, and it needs
-    baselines only to `compare`."""
-
-    words: tuple[str, ...]
-    compare: bool
-
-
-def measure(loaded: Sequence[Loaded], folder: Path, trial: Trial | None = None) -> list[float]:
-    """Measure checked configs as one sweep, then report; returns each one's objective. Raises Mistake with nothing
-    measured."""
+def measure(loaded: Sequence[Loaded], folder: Path, trial: Origin | None = None) -> list[float]:
+    """Measure checked configs as one sweep, then report; returns each one's objective. A `trial` of a search is told in
+    a line, and says what would repeat it alone. Raises Mistake with nothing measured."""
     target = _target(loaded[0].tracking)
     from rich.console import Console
 
@@ -52,11 +42,11 @@ def measure(loaded: Sequence[Loaded], folder: Path, trial: Trial | None = None) 
         progress.message(f"MLflow: {reason}; results go to the folder only, to be sent later by `sync`")
         target = None
     command = redact(shlex.join(["python", "-m", "tcsweep", *session.ARGV]))
-    # A word with a password is left out: whoever goes on with the sweep gives it again, by the environment.
-    words = [word for word in (session.ARGV if trial is None else trial.words) if redact(word) == word]
+    saved = resume.origin(session.RESUMING[0]) if session.RESUMING else None
+    origin = saved or trial or resume.origin_of(session.ARGV)
     repeated = [one for one in loaded for _ in range(one.repeat)]
     with sweep.signals_raise():
-        claimed = _folder(folder, words)
+        claimed = _folder(folder, origin)
         try:
             with folder_lock(claimed):
                 finished = sweep.run(
@@ -67,8 +57,7 @@ def measure(loaded: Sequence[Loaded], folder: Path, trial: Trial | None = None) 
                     composed=[redact(one.composed) for one in repeated],
                     name=loaded[0].name,
                     while_waiting=lambda: _prepare(target),
-                    argv=words,
-                    compare=trial is None or trial.compare,
+                    origin=origin,
                 )
         finally:
             if not session.RESUMING:
@@ -78,38 +67,23 @@ def measure(loaded: Sequence[Loaded], folder: Path, trial: Trial | None = None) 
     values = [value([next(rows) for _ in range(one.repeat)], one.objective, one.latency_ms_p50_max) for one in loaded]
     if trial is not None:
         for one, found in zip(loaded, values):
-            figure = "outside the bound, or not measured" if found == one.objective.worst else number(found)
+            bounded = one.latency_ms_p50_max is not None
+            lacking = "outside the bound, or not measured" if bounded else "not measured"
+            figure = lacking if found == one.objective.worst else number(found)
             line = f"{one.job.label}: {one.objective.name} {figure}   {finished.folder}"
             console.print(line, soft_wrap=True, highlight=False, markup=False)
     return values
 
 
-def _folder(folder: Path, words: Sequence[str]) -> Path:
+def _folder(folder: Path, origin: Origin) -> Path:
     """The sweep's folder, made. Raises Mistake where the user names one that a sweep has already."""
     if session.RESUMING:
         if not os.access(session.RESUMING[0], os.W_OK):
             raise Mistake(f"cannot write in {session.RESUMING[0]}: go on with a copy of it")
         return session.RESUMING[0]
-    if folder not in session.FOLDERS and resume.named_folders(session.ARGV):
+    if resume.named_folders(session.ARGV):
         resume.refuse_taken(folder)
-    session.FOLDERS.append(folder)
-    return sweep.claim(folder, words)
-
-
-def tell_search(folder: Path, objective: Objective) -> None:
-    """Say what a search ended on, from the file that Optuna's sweeper leaves."""
-    from rich.console import Console
-
-    ended = OmegaConf.to_container(OmegaConf.load(folder / "optimization_results.yaml"))
-    assert isinstance(ended, dict)
-    if "best_value" not in ended:  # several objectives: the file says more than a line could
-        return
-    found = " ".join(f"{name}={chosen}" for name, chosen in ended["best_params"].items())
-    line = f"Best: {found}: {objective.name} {number(ended['best_value'])}"
-    if ended["best_value"] == objective.worst:
-        line = f"Best: none; no point has a {objective.name} within the bound"
-    for text in (line, f"Results: {folder}"):
-        Console().print(text, soft_wrap=True, highlight=False, markup=False)
+    return sweep.claim(folder, origin)
 
 
 def _prepare(target: Target | None) -> None:
@@ -130,15 +104,12 @@ def tell(folder: Path, target: Target | None, console: Any, brief: bool = False)
     rows = report.write(folder)
     record, _ = store.load_sweep(folder)
     uploaded = None if target is None else upload(folder, target)  # first: printing ends with a closed pipe
-    if brief:
-        if uploaded is not None and uploaded.error and target is not None:
-            say_uploaded(folder, target, uploaded, console)
-        return rows
-    table.render(record, rows, console)
-    console.print(f"Results: {folder}", soft_wrap=True, highlight=False)
+    if not brief:
+        table.render(record, rows, console)
+        console.print(f"Results: {folder}", soft_wrap=True, highlight=False)
     if record.status != "finished" or any(isinstance(row.outcome, Failure) for row in rows):
         console.print(f"Go on:   {resume.line(folder)}", soft_wrap=True, highlight=False)
-    if target is not None and uploaded is not None:
+    if target is not None and uploaded is not None and (uploaded.error or not brief):
         say_uploaded(folder, target, uploaded, console)
     return rows
 

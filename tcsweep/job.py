@@ -227,6 +227,16 @@ OUTCOMES: dict[str, type[Result] | type[Failure] | type[Skipped]] = {
 
 
 @dataclass(frozen=True)
+class Origin:
+    """What `resume=` needs to repeat a sweep."""
+
+    argv: tuple[str, ...] = ()  # the words typed, none that holds a password
+    withheld: tuple[str, ...] = ()  # those that hold one, without it
+    cwd: str | None = None  # the folder that relative paths, and the embedded store, are in
+    compare: bool = True  # whether baselines and references are added
+
+
+@dataclass(frozen=True)
 class Sweep:
     """What `sweep.json` holds: the plan, and how the sweep ended."""
 
@@ -240,7 +250,10 @@ class Sweep:
     status: Literal["running", "finished", "interrupted"] = "running"
     wall_s: float | None = None  # by a monotonic clock
     name: str | None = None
-    argv: tuple[str, ...] = ()  # the words typed, for `resume=`; none that holds a password
+    argv: tuple[str, ...] = ()  # this and the next three: its Origin
+    withheld: tuple[str, ...] = ()
+    cwd: str | None = None
+    compare: bool = True
     measurement_version: int = MEASUREMENT_VERSION
     resumed_at: tuple[float, ...] = ()
 

@@ -11,6 +11,10 @@ class Mistake(ValueError):
     """An override that can never be right: the whole sweep is refused, exit status 2. The text is one line."""
 
 
+class NothingToMeasure(Mistake):
+    """This machine can do none of a sweep's jobs."""
+
+
 class Interrupted(BaseException):
     """SIGTERM; Ctrl-C is Python's own KeyboardInterrupt."""
 

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -22,11 +21,13 @@ from hydra.errors import HydraException
 
 from tcsweep.catalog import check_device, classifiers, conf_dir, groups, options
 from tcsweep.mistakes import Mistake, first_line, unknown, unknown_word
+from tcsweep.tracking_uri import redact
 
 # Hydra's flags that take a value (`hydra --help`): what follows them is no override.
 _VALUE_FLAGS = {"--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"}
 _VALUE_FLAGS |= {"--shell-completion", "-sc", "--experimental-rerun"}
-_MULTIRUN_FLAGS = {"-m", "--multirun"}
+MULTIRUN_FLAGS = {"-m", "--multirun"}
+_RUN_FLAGS = {"-r", "--run"}
 
 # Groups that take values without a file of their own: the field that such a value goes to.
 FREE_FIELDS = {"batch": "batch.size", "model": "model.name", "device": "device.name"}
@@ -76,20 +77,20 @@ def rewrite(argv: Sequence[str], keys: Sequence[str]) -> list[str]:
         if not folder.is_dir():
             raise Mistake(f"--config-dir {folder}: no such folder")
     parsed = [_parse(text) for text in line.overrides]
-    recipes = [_recipe(o, line.folders) for o in parsed if o.key_or_group == "experiment" and o.value() is not None]
-    multirun = bool(_MULTIRUN_FLAGS & set(line.flags)) or any(_is_multirun(r) for r in recipes)
-    multirun = multirun or any(o.key_or_group == "hydra.mode" and str(o.value()).upper() == "MULTIRUN" for o in parsed)
-    searched = _is_searched(parsed, recipes)
+    recipes = [_recipe(o, line.folders) for o in parsed if _chooses_recipe(o)]
+    multirun = _is_multirun(line, parsed, recipes)
+    searched = _chosen("hydra/sweeper", parsed, recipes) == "optuna"
+    grid = searched and _chosen("hydra/sweeper/sampler", parsed, recipes) == "grid"
     if searched and importlib.util.find_spec("hydra_plugins.hydra_optuna_sweeper") is None:
         raise Mistake("a search needs Optuna's sweeper: pip install hydra-optuna-sweeper")
     written: list[str] = []
     for text, override in zip(line.overrides, parsed):
         _check_key(override, keys, line.folders)
-        _check_sweep(text, override, multirun)
-        _check_folder(text, override, multirun)
+        _check_sweep(text, override, multirun, grid)
+        _check_folder(text, override, multirun, line.folders)
         written += _write(text, override, line.folders, searched)
-    written += _released(recipes, [_parse(text) for text in written])
-    return [*line.flags, *[w for w in written if not _moved_to_environment(w)]]
+    released = _released(recipes, [_parse(text) for text in written]) if multirun else []
+    return [*line.flags, *released, *[w for w in written if not _moved_to_environment(w)]]
 
 
 def _parse(text: str) -> Override:
@@ -102,7 +103,7 @@ def _parse(text: str) -> Override:
     except HydraException as error:
         said = first_line(str(error)) or "not an override"
         hint = "" if text.isascii() else f"; quote it: {text.partition('=')[0]}='\"...\"'"
-        raise Mistake(f"{text}: {said}{hint}") from None
+        raise Mistake(redact(f"{text}: {said}{hint}")) from None
 
 
 def _check_key(override: Override, keys: Sequence[str], folders: Sequence[Path]) -> None:
@@ -118,14 +119,21 @@ def _check_key(override: Override, keys: Sequence[str], folders: Sequence[Path])
         raise unknown_word("key", key, [k for k in allowed if ("." in k) == ("." in key)])
 
 
-def _check_sweep(text: str, override: Override, multirun: bool) -> None:
+def _check_sweep(text: str, override: Override, multirun: bool, grid: bool) -> None:
     if override.is_sweep_override() and not multirun:
         raise Mistake(f"{text} is a sweep: add -m")
+    if grid and override.is_interval_sweep():
+        raise Mistake(f"{text}: a grid takes a list or a range; for an interval set hydra/sweeper/sampler=tpe")
 
 
-def _check_folder(text: str, override: Override, multirun: bool) -> None:
-    """Hydra reads one of its two folders for results and ignores the other."""
+def _check_folder(text: str, override: Override, multirun: bool, folders: Sequence[Path]) -> None:
+    """Hydra reads one of its two folders for results and ignores the other, and puts any value into a name."""
     ignored, read = ("hydra.run.dir", "hydra.sweep.dir")[:: 1 if multirun else -1]
+    if override.key_or_group not in (ignored, read):
+        return
+    for group in re.findall(r"\$\{(\w+)\}", text):
+        if group in groups(folders) and group != "experiment":
+            raise Mistake(f"{text}: {group} is a group of settings, no name: write ${{{group}.{_name_field(group)}}}")
     if override.key_or_group == ignored:
         kind = "a sweep" if multirun else "a single run"
         raise Mistake(f"{text}: the folder of {kind} is {read}={text.partition('=')[2]}")
@@ -211,6 +219,12 @@ def _quoted(value: str) -> str:
     return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
+def _chooses_recipe(override: Override) -> bool:
+    """Whether it is one recipe; of several that are swept, Hydra reads what they say of itself in none."""
+    chosen = override.key_or_group == "experiment" and override.value() is not None
+    return chosen and not override.is_sweep_override()
+
+
 def _recipe(override: Override, folders: Sequence[Path]) -> dict[str, Any]:
     name = _values(override)[0]
     _check_option("experiment", name, folders)
@@ -222,33 +236,52 @@ def _recipe(override: Override, folders: Sequence[Path]) -> dict[str, Any]:
     return {}
 
 
-def _is_searched(parsed: Sequence[Override], recipes: Sequence[dict[str, Any]]) -> bool:
-    """Whether Optuna's sweeper is chosen, on the line or by a recipe."""
-    typed = [o.value() for o in parsed if o.key_or_group == "hydra/sweeper"]
-    if typed:
-        return typed[-1] == "optuna"
-    defaults = [entry for recipe in recipes for entry in recipe.get("defaults") or [] if isinstance(entry, dict)]
-    return any(entry.get("override /hydra/sweeper") == "optuna" for entry in defaults)
+def _chosen(group: str, parsed: Sequence[Override], recipes: Sequence[dict[str, Any]]) -> Any:
+    """The option of one of Hydra's own groups, as typed or by a recipe; None where neither says."""
+    typed = [o.value() for o in parsed if o.key_or_group == group]
+    entries = [entry for recipe in recipes for entry in recipe.get("defaults") or [] if isinstance(entry, dict)]
+    named = typed or [entry[key] for entry in entries if (key := f"override /{group}") in entry]
+    return named[-1] if named else None
 
 
-def _is_multirun(recipe: dict[str, Any]) -> bool:
-    return str((recipe.get("hydra") or {}).get("mode", "")).upper() == "MULTIRUN"
+def _is_multirun(line: CommandLine, parsed: Sequence[Override], recipes: Sequence[dict[str, Any]]) -> bool:
+    """Whether Hydra will sweep: by its flags, else the mode typed, else the recipe's."""
+    if (MULTIRUN_FLAGS | _RUN_FLAGS) & set(line.flags):
+        return bool(MULTIRUN_FLAGS & set(line.flags))
+    typed = [o.value() for o in parsed if o.key_or_group == "hydra.mode"]
+    modes = typed or [(recipe.get("hydra") or {}).get("mode") for recipe in recipes]
+    return bool(modes) and str(modes[-1]).upper() == "MULTIRUN"
 
 
 def _released(recipes: Sequence[dict[str, Any]], parsed: Sequence[Override]) -> list[str]:
-    """What a recipe sweeps and the user sets too is the user's: the recipe's own list is taken out."""
-    typed = {o.key_or_group for o in parsed}
-    swept: set[str] = set()
+    """What a recipe sweeps and the user sets too is the user's: the recipe's list is taken out, and what is left of it
+    goes to the line, since Hydra cannot take out a key with a dot."""
+    typed = {_axis(o.key_or_group) for o in parsed}
+    swept: dict[str, Any] = {}
     for recipe in recipes:
-        swept |= set(((recipe.get("hydra") or {}).get("sweeper") or {}).get("params") or {})
-    # A key with a dot cannot be taken out; Optuna's sweeper takes the last word of a key, which is the user's.
-    return [f"~hydra.sweeper.params.{key}" for key in sorted(typed & swept) if "." not in key]
+        swept |= ((recipe.get("hydra") or {}).get("sweeper") or {}).get("params") or {}
+    left = {key: value for key, value in swept.items() if _axis(key) not in typed}
+    return [] if left == swept else ["hydra.sweeper.params=null", *[f"{key}={value}" for key, value in left.items()]]
+
+
+def _name_field(group: str) -> str:
+    """The field that says which option of a group it is."""
+    return FREE_FIELDS.get(group, f"{group}.name").partition(".")[2]
+
+
+def _axis(key: str) -> str:
+    """What a key chooses: `batch` by batch.size, too."""
+    group, _, field = key.lstrip("+").partition(".")
+    return group if field == _name_field(group) else key
+
+
+def is_secret_address(text: str) -> bool:
+    """Whether an override is a tracking address with a password in it."""
+    return text.lstrip("+").startswith("tracking.uri=") and redact(text) != text
 
 
 def _moved_to_environment(text: str) -> bool:
-    key, _, uri = text.partition("=")
-    uri = uri.strip("'\"")
-    if key.lstrip("+") != "tracking.uri" or not urlsplit(uri).password:
+    if not is_secret_address(text):
         return False
-    os.environ["MLFLOW_TRACKING_URI"] = uri
+    os.environ["MLFLOW_TRACKING_URI"] = text.partition("=")[2].strip("'\"")
     return True

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from tcsweep import store
-from tcsweep.job import MEASUREMENT_VERSION, Environment, Outcome, Sweep
-from tcsweep.mistakes import Mistake
+from tcsweep.job import MEASUREMENT_VERSION, Environment, Origin, Outcome, Sweep
+from tcsweep.mistakes import Mistake, cannot_write
 from tcsweep.plan import Planned
+from tcsweep.tracking_uri import redact
 
 WORD = "resume="
 FOLDER_WORDS = ("hydra.sweep.dir=", "hydra.run.dir=")
@@ -28,7 +30,7 @@ def split(argv: Sequence[str]) -> tuple[Path | None, list[str]]:
     if len(named) > 1 or not named[0]:
         raise Mistake("resume= takes the folder of one sweep: resume=outputs/DATE/TIME")
     folder = Path(named[0]).expanduser().resolve()
-    if not (folder / store.SWEEP).is_file():
+    if not _has_sweep(folder):
         raise Mistake(f"resume={named[0]}: no sweep's folder, it has no {store.SWEEP}{_newest()}")
     return folder, others
 
@@ -38,21 +40,70 @@ def _newest() -> str:
     return f"; the newest here is resume={found[-1].parent}" if found else ""
 
 
-def words(folder: Path, others: Sequence[str]) -> list[str]:
-    """The command line of the sweep in `folder`; what is typed beside `resume=` must be the same words, in any order.
-    Raises Mistake."""
+def _has_sweep(folder: Path) -> bool:
     try:
-        saved = store.saved_words(folder)
-    except (OSError, ValueError) as error:
+        return (folder / store.SWEEP).is_file()
+    except OSError:  # a name too long, a folder that may not be entered
+        return False
+
+
+def origin_of(words: Sequence[str], compare: bool = True) -> Origin:
+    """What is saved of a command line that is typed here. A word with a password is left out: whoever goes on with the
+    sweep types it again, or gives it by the environment."""
+    secret = [word for word in words if _is_secret(word)]
+    kept = [word for word in words if not _is_secret(word)]
+    return Origin(tuple(kept), tuple(redact(word) for word in secret), os.getcwd(), compare)
+
+
+def _is_secret(word: str) -> bool:
+    return redact(word) != word
+
+
+def origin(folder: Path) -> Origin | None:
+    """What the sweep in `folder` was started with, None where that is not saved. Raises Mistake."""
+    try:
+        return store.load_origin(folder)
+    except (OSError, ValueError, TypeError) as error:
         raise Mistake(f"resume={folder}: {store.SWEEP} cannot be read ({error})") from None
+
+
+def words(folder: Path, others: Sequence[str]) -> list[str]:
+    """The command line of the sweep in `folder`; what is typed beside `resume=` must be the same words, in any order,
+    or only those that hold a password. Raises Mistake."""
+    saved = origin(folder)
     if saved is None:
         if others:
             return list(others)
         raise Mistake(f"resume={folder}: its command line is not saved there: type it beside resume=")
-    if others and sorted(others) != sorted(saved):
-        typed = shlex.join(saved) or "no options"
+    plain = [word for word in others if not _is_secret(word)]
+    secret = [word for word in others if _is_secret(word)]
+    unknown = {redact(word) for word in secret} - set(saved.withheld)
+    if unknown or (plain and sorted(plain) != sorted(saved.argv)):
+        typed = shlex.join([*saved.argv, *saved.withheld]) or "no options"
         raise Mistake(f"resume={folder}: that sweep was started with {typed}: leave the rest out, or type just that")
-    return saved
+    return [*saved.argv, *secret]
+
+
+def go_back(saved: Origin) -> str | None:
+    """Be in the folder that the sweep was started in: its relative paths and its store are there. A line where it
+    cannot be."""
+    if saved.cwd is None:
+        return None
+    try:
+        os.chdir(saved.cwd)
+    except OSError as error:
+        return f"the sweep was started in {saved.cwd} ({error.strerror}): relative paths are taken from here"
+    return None
+
+
+def forgotten(saved: Origin, words: Sequence[str]) -> str | None:
+    """A line about the words with a password that were not given again."""
+    given = {redact(word) for word in words}
+    by_environment = bool(os.environ.get("MLFLOW_TRACKING_URI"))
+    lost = [w for w in saved.withheld if w not in given and not (by_environment and w.startswith("tracking.uri="))]
+    if not lost:
+        return None
+    return f"going on without {shlex.join(lost)}: its password is not saved; type it again beside resume= to have it"
 
 
 def folder_words(folder: Path) -> list[str]:
@@ -68,7 +119,11 @@ def named_folders(argv: Sequence[str]) -> list[str]:
 
 def refuse_taken(folder: Path) -> None:
     """Raises Mistake where a sweep lies in a folder that was named for a new one."""
-    if (folder / store.SWEEP).exists():
+    try:
+        taken = (folder / store.SWEEP).exists()
+    except OSError as error:
+        raise cannot_write(folder, error) from None
+    if taken:
         raise Mistake(f"{folder} holds a sweep already: choose another folder, or go on with it: {line(folder)}")
 
 

@@ -6,16 +6,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tcsweep.objective import Objective
+    from tcsweep.search import Search
 
 ARGV: list[str] = []  # as typed, before they were rewritten for Hydra
 EXIT_STATUS: list[int] = []
-STUDIES: list[tuple[Path, Objective]] = []  # a search: its folder, and what it looks for
+SEARCHES: list[Search] = []  # the one that this is, if any
 RESUMING: list[Path] = []  # the folder that `resume=` named, if any
-FOLDERS: list[Path] = []  # of this process's sweeps: a search has several
 
 
 def begin(argv: list[str], resuming: Path | None = None) -> None:
     """Start anew."""
-    ARGV[:], EXIT_STATUS[:], FOLDERS[:], STUDIES[:] = argv, [], [], []
+    ARGV[:], EXIT_STATUS[:], SEARCHES[:] = argv, [], []
     RESUMING[:] = [] if resuming is None else [resuming]

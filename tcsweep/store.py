@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from tcsweep.job import SCHEMA_VERSION, Outcome, Result, Sweep, from_json, outcome_from_json, to_json
+from tcsweep.job import SCHEMA_VERSION, Origin, Outcome, Result, Sweep, from_json, outcome_from_json, to_json
 from tcsweep.stats import figures
 
 RESULT = "result.json"
@@ -64,11 +64,11 @@ def save_sweep(sweep_dir: Path, sweep: Sweep) -> None:
     write_json(sweep_dir / SWEEP, {"schema": SCHEMA_VERSION, **to_json(sweep)})
 
 
-def saved_words(sweep_dir: Path) -> list[str] | None:
-    """The words that a sweep was started with, None where they were not written. Raises OSError or ValueError."""
+def load_origin(sweep_dir: Path) -> Origin | None:
+    """What a sweep was started with, None where a kill came before it was written. Raises OSError or ValueError."""
     text = (sweep_dir / SWEEP).read_text(encoding="utf-8")
-    saved = json.loads(text).get("argv") if text.strip() else None
-    return None if saved is None else [str(word) for word in saved]
+    saved = json.loads(text) if text.strip() else {}
+    return from_json(Origin, saved) if "argv" in saved else None
 
 
 def is_planned(sweep_dir: Path) -> bool:

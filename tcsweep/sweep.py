@@ -17,10 +17,23 @@ from typing import Any
 
 from tcsweep import resume, store
 from tcsweep.devices import Resolved
-from tcsweep.job import SCHEMA_VERSION, Environment, Failure, Job, Outcome, Result, Round, Skipped, Sweep
+from tcsweep.job import (
+    MEASUREMENT_VERSION,
+    SCHEMA_VERSION,
+    Environment,
+    Failure,
+    Job,
+    Origin,
+    Outcome,
+    Result,
+    Round,
+    Skipped,
+    Sweep,
+    to_json,
+)
 from tcsweep.lock import device_lock
 from tcsweep.measure import Hint, RoundRequest
-from tcsweep.mistakes import Interrupted, Mistake, cannot_write, first_line
+from tcsweep.mistakes import Interrupted, Mistake, NothingToMeasure, cannot_write, first_line
 from tcsweep.plan import Planned, order, plan
 from tcsweep.report.progress import Progress
 from tcsweep.report.words import count
@@ -29,6 +42,7 @@ from tcsweep.worker import Broken, Server
 
 IDENTICAL_FAILURES = 5  # so many first jobs that fail alike mean a fault of all: the rest is not tried
 PROBE_TIMEOUT_S = 120.0
+NOT_SAVED = Origin()
 
 
 @dataclass
@@ -105,12 +119,11 @@ def run(
     name: str | None = None,
     order_seed: int | None = None,
     while_waiting: Callable[[], None] = lambda: None,
-    argv: Sequence[str] = (),
-    compare: bool = True,
+    origin: Origin = NOT_SAVED,
 ) -> Finished:
     """Measure the jobs into `folder`, claimed before; what an earlier try left there is gone on with. Raises Mistake,
     with nothing measured, where this machine can do none of them, or not as that try did. `while_waiting` is called
-    once in a thread, and has ended before anything is measured. To `compare`, baselines are measured too."""
+    once in a thread, and has ended before anything is measured."""
     began = time.monotonic()
     server = Server()
     with signals_raise():
@@ -122,12 +135,12 @@ def run(
         waiting.start()
         devices = _probe(server, jobs, progress)
         waiting.join()  # nothing of it runs beside a measurement
-        planned = plan(jobs, devices, composed, compare)
+        planned = plan(jobs, devices, composed, origin.compare)
         _refuse_if_nothing_can_run(planned)
         if store.is_planned(folder):
-            sweep, saved = _resume(folder, planned)
+            sweep, saved = _resume(folder, planned, server)
         else:
-            sweep, saved = _begin(folder, planned, command, order_seed, name, server, argv), {}
+            sweep, saved = _begin(folder, planned, command, order_seed, name, server, origin), {}
         states = [State.of(p, saved.get(p.job.folder)) for p in planned]
         runner = Runner(server, folder, sweep, states, progress)
         interrupted = runner.run()
@@ -144,15 +157,15 @@ def run(
     return Finished(folder, outcomes, interrupted)
 
 
-def claim(folder: Path, argv: Sequence[str] = ()) -> Path:
-    """Make a sweep's folder, with the words typed in it so that it can be gone on with; where a sweep has it already,
+def claim(folder: Path, origin: Origin = NOT_SAVED) -> Path:
+    """Make a sweep's folder, with its origin in it so that it can be gone on with; where a sweep has it already,
     the first free one of folder-2, folder-3, ... Raises Mistake where nothing can be written."""
     number, path = 1, folder
     while True:
         try:
             path.mkdir(parents=True, exist_ok=True)
             with open(path / store.SWEEP, "x", encoding="utf-8") as file:
-                json.dump({"schema": SCHEMA_VERSION, "argv": list(argv)}, file)
+                json.dump({"schema": SCHEMA_VERSION, **to_json(origin)}, file)
                 return path
         except FileExistsError:
             number += 1
@@ -183,7 +196,7 @@ def _refuse_if_nothing_can_run(planned: Sequence[Planned]) -> None:
     if any(p.reason is None for p in planned):
         return
     reasons = list(dict.fromkeys(f"{p.job.precision} on {p.job.device}: {p.reason}" for p in planned))
-    raise Mistake("nothing can be measured here: " + "; ".join(reasons[:3]))
+    raise NothingToMeasure("nothing can be measured here: " + "; ".join(reasons[:3]))
 
 
 def _begin(
@@ -193,9 +206,8 @@ def _begin(
     seed: int | None,
     name: str | None,
     server: Server,
-    argv: Sequence[str],
+    origin: Origin,
 ) -> Sweep:
-    first = next(p.environment for p in planned if p.reason is None)
     started_at = time.time()
     stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(started_at))
     sweep = Sweep(
@@ -203,17 +215,22 @@ def _begin(
         started_at=started_at,
         command=command,
         order_seed=random.SystemRandom().randrange(2**31) if seed is None else seed,
-        environment=dataclasses.replace(first, removed_variables=server.removed),
+        environment=_environment(planned, server),
         folders=tuple(p.job.folder for p in planned),
         name=name,
-        argv=tuple(argv),
+        **vars(origin),
     )
     store.save_sweep(folder, sweep)
     _save_configs(folder, planned)
     return sweep
 
 
-def _resume(folder: Path, planned: Sequence[Planned]) -> tuple[Sweep, dict[str, Outcome]]:
+def _environment(planned: Sequence[Planned], server: Server) -> Environment:
+    first = next(p.environment for p in planned if p.reason is None)
+    return dataclasses.replace(first, removed_variables=server.removed)
+
+
+def _resume(folder: Path, planned: Sequence[Planned], server: Server) -> tuple[Sweep, dict[str, Outcome]]:
     """The sweep of a folder and its outcomes by folder name, both as they were. Raises Mistake."""
     try:
         sweep, outcomes = store.load_sweep(folder)
@@ -222,6 +239,9 @@ def _resume(folder: Path, planned: Sequence[Planned]) -> tuple[Sweep, dict[str, 
     saved = {o.job.folder: o for o in outcomes}
     resume.check(folder, sweep, saved, planned)
     store.remove_leftovers(folder)
+    if not any(o.rounds for o in outcomes):  # then it may be another machine's from here on
+        environment = _environment(planned, server)
+        sweep = dataclasses.replace(sweep, environment=environment, measurement_version=MEASUREMENT_VERSION)
     sweep = dataclasses.replace(
         sweep,
         status="running",

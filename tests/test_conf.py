@@ -15,6 +15,8 @@ from tcsweep.job import Job, Measure
 from tcsweep.mistakes import Mistake
 from tcsweep.precision import PRECISIONS
 
+from .test_search import needs_optuna
+
 
 @pytest.fixture(autouse=True, scope="module")
 def _hydra() -> Iterator[None]:
@@ -27,8 +29,9 @@ def loaded(*overrides: str) -> config.Loaded:
     return config.load(compose("config", overrides=list(overrides)))
 
 
-def every_option() -> list[tuple[str, str]]:
-    return [(group, option) for group in groups() for option in options(group)]
+def every_option() -> list[object]:
+    marks = {"fastest_batch": needs_optuna}
+    return [pytest.param(group, option, marks=marks.get(option, ())) for group in groups() for option in options(group)]
 
 
 def quoted(group: str, option: str) -> list[str]:

@@ -64,6 +64,24 @@ def test_a_users_own_model_and_experiment_are_options(tmp_path: Path, here: Here
     ]  # fmt: skip
 
 
+def test_a_typed_value_wins_over_a_recipes_list(tmp_path: Path, here: Here, own: Path) -> None:
+    done = here("--config-dir", str(own), "+experiment=ours", "batch=3", *[w for w in QUICK if w[:5] != "model"])
+    assert done.returncode == 0, done.stderr
+    assert [(r["model"], r["batch"]) for r in summary(tmp_path)] == [("squeezenet1_1", "3")]
+
+
+def test_pairs_are_recipes_of_ones_own_swept_together(tmp_path: Path, here: Here, own: Path) -> None:
+    for name, precision, batch in (("a", "bf16", 2), ("b", "fp32", 4)):
+        (own / "experiment" / f"{name}.yaml").write_text(
+            f"# @package _global_\ndefaults:\n  - override /precision: {precision}\n  - override /batch: '{batch}'\n"
+        )
+    done = here("-m", "--config-dir", str(own), "+experiment=a,b", *QUICK)
+    assert done.returncode == 0, done.stderr
+    assert [(r["role"], r["precision"], r["batch"]) for r in summary(tmp_path)] == [
+        ("asked", "bf16", "2"), ("asked", "fp32", "4"), ("baseline", "fp32", "2"),
+    ]  # fmt: skip
+
+
 def test_a_misspelt_own_model_finds_its_nearest_match(here: Here, own: Path) -> None:
     done = here(f"--config-dir={own}", "model=mime")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)

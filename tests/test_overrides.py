@@ -42,7 +42,7 @@ def rewritten(*argv: str) -> list[str]:
         (["--info", "defaults"], ["--info", "defaults"]),
         (
             ["+experiment=published", "precision=fp32,o1"],
-            ["+experiment=published", "precision=fp32,o1", "~hydra.sweeper.params.precision"],
+            ["hydra.sweeper.params=null", "+experiment=published", "precision=fp32,o1"],
         ),
     ],
 )
@@ -82,6 +82,11 @@ def test_what_hydra_cannot_take_is_put_right(typed: list[str], written: list[str
         ("+precision=o1", "+precision=o1: precision is set already; change it without the plus"),
         ("-m batch=1,2 hydra.run.dir=x", "hydra.run.dir=x: the folder of a sweep is hydra.sweep.dir=x"),
         ("batch=1 hydra.sweep.dir=x", "hydra.sweep.dir=x: the folder of a single run is hydra.run.dir=x"),
+        ("-m batch=1,2 hydra.sweep.dir=out/${model}", "hydra.sweep.dir=out/${model}: model is a group of settings, no"),
+        (
+            "batch=1 hydra.run.dir=${batch}",
+            "hydra.run.dir=${batch}: batch is a group of settings, no name: write",
+        ),
         ("precision=o1 batch", "'batch' is neither a command nor an override: overrides are written GROUP=OPTION"),
     ],
 )
@@ -101,6 +106,7 @@ def test_a_password_in_the_tracking_address_never_reaches_hydra(monkeypatch: pyt
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert rewritten("tracking.uri='http://bob:S3cr%40t@127.0.0.1:5999'", "seed=1") == ["seed=1"]
     assert os.environ["MLFLOW_TRACKING_URI"] == "http://bob:S3cr%40t@127.0.0.1:5999"
+    assert rewritten("tracking.uri='http://127.0.0.1:5999?token=S3cr'") == []
 
 
 def test_an_address_without_a_password_stays_an_override() -> None:
@@ -112,6 +118,38 @@ def test_a_users_own_config_folder_adds_options(tmp_path: Path) -> None:
     (tmp_path / "model" / "mine.yaml").write_text("name: resnet18\n")
     typed = ["--config-dir", str(tmp_path), "model=mine"]
     assert rewritten(*typed) == ["--config-dir", str(tmp_path), "model='mine'"]
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> list[str]:
+    """The words for a recipe of one's own that sweeps two keys with a dot."""
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "ours.yaml").write_text(
+        "# @package _global_\nhydra:\n  mode: MULTIRUN\n  sweeper:\n    params:\n"
+        "      batch.size: choice(1,2)\n      model.name: resnet18,vgg11\n      measure.rounds: 1,2\n"
+    )
+    return ["--config-dir", str(tmp_path), "+experiment=ours"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "released"),
+    [
+        ("seed=1", []),
+        ("measure=quick", []),
+        ("batch='8'", ["hydra.sweeper.params=null", "model.name=resnet18,vgg11", "measure.rounds=1,2"]),
+        ("batch.size=8,16", ["hydra.sweeper.params=null", "model.name=resnet18,vgg11", "measure.rounds=1,2"]),
+        ("model='resnet18'", ["hydra.sweeper.params=null", "batch.size=choice(1,2)", "measure.rounds=1,2"]),
+        ("measure.rounds=3", ["hydra.sweeper.params=null", "batch.size=choice(1,2)", "model.name=resnet18,vgg11"]),
+    ],
+)
+def test_what_is_typed_wins_over_what_a_recipe_sweeps(recipe: list[str], typed: str, released: list[str]) -> None:
+    assert rewritten(*recipe, typed) == [*recipe[:2], *released, recipe[2], typed]
+
+
+@pytest.mark.parametrize("mode", ["hydra.mode=RUN", "--run"])
+def test_a_recipe_that_sweeps_can_be_told_not_to(recipe: list[str], mode: str) -> None:
+    typed = [*recipe, "hydra.run.dir=x", mode, "batch='8'"]
+    assert sorted(rewritten(*typed)) == sorted(typed)
 
 
 def test_flags_and_overrides_may_be_mixed() -> None:

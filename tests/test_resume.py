@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tcsweep import job, resume, store, sweep
-from tcsweep.job import Environment, Failure, Result
+from tcsweep.job import Environment, Failure, Origin, Result
 from tcsweep.lock import folder_lock
 from tcsweep.mistakes import Mistake
 from tcsweep.report.progress import PlainProgress
@@ -30,11 +30,11 @@ KILLS = int(os.environ.get("TCSWEEP_TEST_KILLS", "3"))
 
 
 def begin(folder: Path, *words: str) -> Path:
-    return sweep.claim(folder, words)
+    return sweep.claim(folder, Origin(words))
 
 
 def run(folder: Path, *precisions: str) -> sweep.Finished:
-    return sweep.run(jobs(*precisions), folder, PlainProgress(), argv=["-m", "precision=" + ",".join(precisions)])
+    return sweep.run(jobs(*precisions), folder, PlainProgress())
 
 
 def interrupt_after(rounds: int) -> None:
@@ -149,15 +149,19 @@ def test_other_jobs_are_refused(tmp_path: Path) -> None:
         sweep.run(jobs("fp32", "bf16", batch=4), folder, PlainProgress())
 
 
-def test_where_nothing_was_measured_any_machine_will_do(tmp_path: Path) -> None:
+def test_where_nothing_was_measured_any_machine_will_do_and_its_facts_are_saved(tmp_path: Path) -> None:
     folder = begin(tmp_path / "sweep")
     interrupt_after(0)
     run(folder, "fp32")
-    data = json.loads((folder / store.SWEEP).read_text())
-    data["environment"]["torch"] = "1.0"
-    (folder / store.SWEEP).write_text(json.dumps(data))
+    began = store.load_sweep(folder)[0]
+    elsewhere = dataclasses.replace(began.environment, torch="1.0")
+    store.save_sweep(folder, dataclasses.replace(began, environment=elsewhere, measurement_version=0))
     go_on()
     assert run(folder, "fp32").exit_status == 0
+    ended = store.load_sweep(folder)[0]
+    assert (ended.id, ended.environment, ended.measurement_version) == (
+        began.id, began.environment, job.MEASUREMENT_VERSION,
+    )  # fmt: skip
 
 
 def test_resume_alone_takes_the_words_of_the_sweep(tmp_path: Path) -> None:
@@ -170,9 +174,53 @@ def test_resume_alone_takes_the_words_of_the_sweep(tmp_path: Path) -> None:
         resume.words(folder, ["-m", "precision=o1,fp32", "batch=2"])
 
 
+SECRET, SHOWN = "tracking.uri=http://bob:S3cret@127.0.0.1:9", "tracking.uri=http://bob@127.0.0.1:9"
+
+
+def test_a_password_is_not_saved_and_its_word_may_be_typed_again_or_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    typed = ["batch=1", SECRET]
+    folder = sweep.claim(tmp_path / "sweep", resume.origin_of(typed))
+    sweep.run(jobs("fp32"), folder, PlainProgress(), origin=resume.origin_of(typed))
+    assert "S3cret" not in (folder / store.SWEEP).read_text()
+    saved = resume.origin(folder)
+    assert saved == Origin(("batch=1",), (SHOWN,), os.getcwd())
+    for others in (typed, [SECRET], ["tracking.uri=http://bob:changed@127.0.0.1:9", "batch=1"]):
+        words = resume.words(folder, others)
+        assert words == ["batch=1", *[w for w in others if w.startswith("tracking")]]
+        assert resume.forgotten(saved, words) is None
+    assert resume.words(folder, []) == ["batch=1"]
+    assert str(resume.forgotten(saved, ["batch=1"])).startswith(f"going on without {SHOWN}: its password is not saved")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://elsewhere")
+    assert resume.forgotten(saved, ["batch=1"]) is None
+    with pytest.raises(Mistake, match=f"was started with batch=1 {re.escape(SHOWN)}: leave") as caught:
+        resume.words(folder, ["tracking.uri=http://bob:S3cret@another:9"])
+    assert "S3cret" not in str(caught.value)
+
+
+def test_who_goes_on_does_so_where_the_sweep_was_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert resume.go_back(Origin(cwd="/")) is None
+    assert Path.cwd() == Path("/")
+    assert resume.go_back(Origin()) is None
+    gone = resume.go_back(Origin(cwd=str(tmp_path / "gone")))
+    assert gone == (
+        f"the sweep was started in {tmp_path}/gone (No such file or directory): relative paths are taken from here"
+    )
+    assert Path.cwd() == Path("/")
+
+
+def test_a_folder_with_too_long_a_name_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(Mistake, match=r"cannot write in /x+ \(File name too long\): set hydra.sweep.dir"):
+        resume.refuse_taken(Path("/" + 300 * "x"))
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (["resume=/" + 300 * "x"], "has no sweep.json"),
         (["resume="], "takes the folder of one sweep"),
         (["resume=a", "resume=b"], "takes the folder of one sweep"),
         (["resume=nowhere"], "has no sweep.json"),

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import csv
 import importlib.util
-import json
 import re
+import signal
+import time
 from pathlib import Path
 
 import pytest
 
-from .test_main import FAST, SMALL, Here, here, tcsweep
+from tcsweep import app, search, session
+from tcsweep.config import Loaded, Tracking
+from tcsweep.job import Job
+from tcsweep.mistakes import Interrupted
+from tcsweep.objective import named
+
+from .test_main import FAST, SMALL, Here, here, start, tcsweep
 
 __all__ = ["here"]
 
@@ -42,8 +49,7 @@ def test_a_search_ends_within_5_percent_of_the_best_of_a_grid(tmp_path: Path) ->
             if folder == searched:
                 found = re.search(r"^Best: batch.size=(\d+): throughput_img_s ", done.stdout, re.MULTILINE)
                 assert found, done.stdout
-        assert len(rates(searched)) >= 6  # of 8, none of them twice:
-        assert len(list(searched.rglob("result.json"))) == len(rates(searched))
+        assert len(rates(searched)) == len(list(searched.rglob("result.json"))) == 8  # none of them twice
         measured = rates(grid)
         shares.append(measured[int(found[1])] / max(measured.values()))
         if shares[-1] >= 0.95:
@@ -53,29 +59,68 @@ def test_a_search_ends_within_5_percent_of_the_best_of_a_grid(tmp_path: Path) ->
 
 @needs_optuna
 def test_no_point_within_the_bound_is_said(tmp_path: Path, here: Here) -> None:
-    words = ["+experiment=fastest_batch", "batch=1,2", *FACTS, "hydra.sweeper.n_trials=3", "latency_ms_p50_max=0.001"]
-    done = here(*words)
+    done = here("+experiment=fastest_batch", "batch=2", *FACTS, "latency_ms_p50_max=0.001")
     assert (done.returncode, done.stdout.splitlines()[-2]) == (
         0, "Best: none; no point has a throughput_img_s within the bound",
     )  # fmt: skip
 
 
 @needs_optuna
-def test_a_trial_is_a_sweep_that_can_be_resumed_alone(tmp_path: Path, here: Here) -> None:
-    done = here(
-        "-m",
-        "hydra/sweeper=optuna",
-        "hydra.sweeper.direction=maximize",
-        "hydra.sweeper.n_trials=1",
-        "batch=2,2",
-        *FACTS,
-    )
+def test_each_trial_is_a_sweep_that_can_be_repeated_alone_and_what_cannot_be_done_counts_as_the_worst(
+    tmp_path: Path, here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Optuna's own n_jobs is 2: two trials a launch."""
+    (tmp_path / "own" / "model").mkdir(parents=True)
+    (tmp_path / "own" / "model" / "mine.yaml").write_text("name: resnet18\nimage_size: 32\n")
+    rest = ["--config-dir", "own", "model=mine", *[w for w in FACTS if not w.startswith("model")]]
+    optuna = ["-m", "hydra/sweeper=optuna", "hydra/sweeper/sampler=grid", "hydra.sweeper.direction=maximize"]
+    done = here(*optuna, "precision=bf16,fp32,tf32", "batch=3", *rest)
     assert done.returncode == 0, done.stderr
-    (trial,) = (p.parent for p in tmp_path.glob("outputs/*/*/0/sweep.json"))
-    assert "batch.size=2" in json.loads((trial / "sweep.json").read_text())["argv"]
-    again = here(f"resume={trial}")
+    assert done.stdout.count("resnet18-tf32-b3-nchw-eager-cpu: nothing can be measured here: tf32 on cpu: ") == 1
+    assert re.search(r"^Best: precision=(fp32|bf16): throughput_img_s ", done.stdout, re.MULTILINE)
+    trials = [p.parent for p in sorted(tmp_path.glob("outputs/*/*/*/sweep.json"))]
+    assert len({t.parent for t in trials}) == 1
+    assert {t.name for t in trials} < {"0", "1", "2"}
+    (result,) = trials[1].glob("*/result.json")
+    assert result.parent.name.split("-")[1] in ("bf16", "fp32")
+    result.unlink()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.setattr(here, "_cwd", tmp_path / "elsewhere")
+    again = here(f"resume={trials[1]}")
     assert again.returncode == 0, again.stderr
-    assert "going on: 1 round measured before" in again.stderr
+    assert [p.name for p in trials[1].glob("*/result.json")] == ["result.json"]  # no baseline came to it
+    assert result.exists()
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+@needs_optuna
+def test_a_search_in_which_nothing_can_be_measured_is_one_line(tmp_path: Path, here: Here) -> None:
+    words = ["-m", "hydra/sweeper=optuna", "objective=latency_ms_p50", "hydra.sweeper.n_trials=3", *FACTS]
+    done = here(*words, "precision=tf32", "batch=1,2")
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        "tcsweep: nothing can be measured here: tf32 on cpu: tf32 needs an NVIDIA GPU: a CPU has no TF32"
+    ]
+    assert not list(tmp_path.glob("outputs/*/*/*/"))
+
+
+@needs_optuna
+def test_a_typed_value_ends_a_recipes_search_and_sigterm_ends_any_with_143(tmp_path: Path) -> None:
+    words = ["batch=3", "measure.timed_s_min=60", "measure.timed_s_max=60", "measure.budget_s=90"]
+    running = start(tmp_path, "+experiment=fastest_batch", "tracking=none", *words)
+    for _ in range(600):
+        if list(tmp_path.glob("outputs/*/*/0/*/worker.log")):
+            break
+        time.sleep(0.1)
+    time.sleep(0.5)
+    running.send_signal(signal.SIGTERM)
+    said, _ = running.communicate(timeout=60)
+    assert running.returncode == 143, said
+    assert said.splitlines()[-1] == "tcsweep: terminated"
+    (trial,) = (p.parent for p in tmp_path.glob("outputs/*/*/*/sweep.json"))
+    assert f"Go on:   python -m tcsweep resume={trial}\n" in said
+    (measured,) = (p.parent.name for p in trial.glob("*/config.yaml"))
+    assert "-b3-" in measured
 
 
 @needs_optuna
@@ -93,11 +138,69 @@ def test_a_failed_trial_does_not_end_the_search(tmp_path: Path, here: Here) -> N
     assert "out of host memory" in done.stderr
 
 
-@needs_optuna
-def test_a_search_for_the_worst_is_refused(here: Here) -> None:
-    done = here("-m", "hydra/sweeper=optuna", "batch=1,2", *FACTS)
-    assert done.returncode == 2
-    assert "set hydra.sweeper.direction=maximize" in done.stderr
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        pytest.param([], "set hydra.sweeper.direction=maximize", marks=needs_optuna),
+        pytest.param(["direction=[maximize,minimize]"], "maximize,minimize: a search has one", marks=needs_optuna),
+        pytest.param(["direction=maximise"], "maximise: a search has one objective and one", marks=needs_optuna),
+        pytest.param(["direction=maximize", "n_trials=0"], "n_trials=0: must be 1 or more", marks=needs_optuna),
+        pytest.param(["direction=maximize", "n_jobs=0"], "n_jobs=0: must be 1 or more", marks=needs_optuna),
+        pytest.param(
+            ["direction=maximize", "sampler=grid", "seed=interval(1,9)"],
+            "seed=interval(1,9): a grid takes a list or a range; for an interval set hydra/sweeper/sampler=tpe",
+            marks=needs_optuna,
+        ),
+        (["max_batch_size=1"], "max_batch_size splits a sweep, whose rounds go through all jobs: leave it out"),
+    ],
+)
+def test_a_sweeper_that_would_mislead_is_one_line_and_measures_nothing(
+    tmp_path: Path, here: Here, words: list[str], said: str
+) -> None:
+    sweeper = [] if "max_batch_size=1" in words else ["hydra/sweeper=optuna"]
+    prefixes = {"sampler": "hydra/sweeper/", "seed": ""}
+    settings = [prefixes.get(word.partition("=")[0], "hydra.sweeper.") + word for word in words]
+    done = here("-m", *sweeper, *settings, "batch=1,2", *FACTS)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert said in done.stderr
+    assert not list(tmp_path.rglob("*.json"))
+
+
+@pytest.mark.parametrize(
+    ("chosen", "value", "bounded", "said"),
+    [
+        ({"batch.size": 8, "precision": "o1"}, 1000.0, True, "Best: batch.size=8 precision=o1: throughput_img_s 1000"),
+        ({}, 1000.0, False, "Best: the only point: throughput_img_s 1000"),
+        ({"batch.size": 8}, 0.0, True, "Best: none; no point has a throughput_img_s within the bound"),
+        ({"batch.size": 8}, 0.0, False, "Best: none; no point has a throughput_img_s"),
+    ],
+)
+def test_the_last_line_is_true(chosen: dict[str, object], value: float, bounded: bool, said: str) -> None:
+    assert search.best_line(chosen, value, named("throughput_img_s"), bounded) == said
+
+
+def test_a_trials_words_are_its_own_and_hydras_settings_but_no_word_of_the_search() -> None:
+    typed = ["-m", "--config-dir", "own", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "hydra.sweep.dir=x"]
+    typed += ["hydra.job.chdir=true", "batch=1,2", "seed=1", "hydra.mode=MULTIRUN", "tracking.uri=http://a:b@c"]
+    assert search.trial_words(typed, ["batch.size=2", "seed=1"]) == [
+        "--config-dir", "own", "hydra.job.chdir=true", "tracking.uri=http://a:b@c",
+        "batch.size=2", "seed=1", "hydra.mode=RUN",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("status", "raised"), [(130, KeyboardInterrupt), (143, Interrupted)])
+def test_a_signal_that_ended_a_trial_ends_the_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, raised: type[BaseException]
+) -> None:
+    def measure(*_: object) -> list[float]:
+        session.EXIT_STATUS.append(status)
+        return [0.0]
+
+    session.begin([])
+    monkeypatch.setattr(app, "measure", measure)
+    one = Loaded(Job(), Tracking("none", None, ""), None, "")
+    with pytest.raises(raised):
+        search.Search(tmp_path, one, {"direction": "maximize"}).value(one, [], 0)
 
 
 @needs_optuna

@@ -9,7 +9,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_store import ConfigStore
@@ -18,10 +18,6 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
-
-if TYPE_CHECKING:
-    from tcsweep.config import Loaded
-    from tcsweep.job import Job
 
 # A dictionary, not a dataclass: Hydra scans this file outside sys.modules, where a dataclass cannot be made.
 _NODE = {"_target_": "hydra_plugins.tcsweep_launcher.LocalLauncher"}
@@ -32,58 +28,38 @@ class LocalLauncher(Launcher):
     """Measures on this machine. Rounds interleave all jobs, so they start together or not at all."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Keep what Hydra hands over."""
+        """Keep what Hydra hands over. Raises Mistake for what its sweeper must not do."""
+        from tcsweep.search import check
+
         if "optuna" in sys.modules:  # it greets on standard error
             logging.getLogger("optuna").setLevel(logging.WARNING)
         # Hydra's sweeper composes every job to see that it can be, a tenth of a second each.
         self._loader = hydra_context.config_loader = _Keeping(hydra_context.config_loader)  # type: ignore[assignment]
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
-        self._found: dict[Job, float] = {}
+        self._sweeper: dict[str, Any] = OmegaConf.to_container(config.hydra.sweeper, resolve=True)  # type: ignore[assignment]
+        check(self._sweeper)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Compose all, measure all; each job's value is its objective, throughput unless told."""
-        from tcsweep import app
+        """Compose all, measure all; each job's value is its objective, throughput unless told. Of a search these are
+        the next trials."""
+        from tcsweep import app, session
+        from tcsweep.search import Search, is_search
 
         configs = [self._compose(list(o), initial_job_idx + i) for i, o in enumerate(job_overrides)]
         HydraConfig.instance().set_config(self.config)
         folder = Path(str(self.config.hydra.sweep.dir)).resolve()
         loaded = app.load(configs)
-        if str(self.config.hydra.sweeper._target_).endswith(".BasicSweeper"):
-            values = app.measure(loaded, folder)
+        if is_search(self._sweeper):
+            if not session.SEARCHES:
+                session.SEARCHES.append(Search(folder, loaded[0], self._sweeper))
+            trials = zip(loaded, job_overrides, range(initial_job_idx, initial_job_idx + len(loaded)))
+            values = [session.SEARCHES[0].value(one, words, number) for one, words, number in trials]
         else:
-            values = self._search(loaded, job_overrides, folder, initial_job_idx)
+            values = app.measure(loaded, folder)
         return [
             _returned(config, list(overrides), value)
             for config, overrides, value in zip(configs, job_overrides, values)
         ]
-
-    def _search(
-        self, loaded: Sequence[Loaded], job_overrides: Sequence[Sequence[str]], folder: Path, number: int
-    ) -> list[float]:
-        """The values of some trials of a search, each launch a sweep in a folder of its own. A point that the search
-        comes back to is not measured again."""
-        from tcsweep import app, session
-        from tcsweep.mistakes import Mistake
-        from tcsweep.objective import COMPARING
-
-        objective = loaded[0].objective
-        direction = OmegaConf.select(self.config, "hydra.sweeper.direction")
-        direction = getattr(direction, "name", direction)
-        if isinstance(direction, str) and direction != objective.direction:
-            wanted = f"hydra.sweeper.direction={objective.direction}"
-            raise Mistake(f"objective={objective.name} with direction={direction} looks for the worst: set {wanted}")
-        session.STUDIES[:] = [(folder, objective)]
-        new = list(
-            {one.job: (one, words) for one, words in zip(loaded, job_overrides) if one.job not in self._found}.values()
-        )
-        if new:
-            words = tuple(new[0][1]) if len(new) == 1 else ()
-            trial = app.Trial(words, compare=objective.name in COMPARING)
-            values = app.measure([one for one, _ in new], folder / str(number), trial)
-            self._found |= {one.job: value for (one, _), value in zip(new, values)}
-            if session.EXIT_STATUS[-1] > 128:  # a signal ends the search, too
-                raise KeyboardInterrupt
-        return [self._found[one.job] for one in loaded]
 
     def _compose(self, overrides: list[str], number: int) -> DictConfig:
         composed = self._loader.take(self.config, overrides)
