@@ -194,3 +194,16 @@ def test_the_results_of_another_user_are_left_alone(installed: Installed, tmp_pa
         assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
         assert done.stderr.startswith(said)
     assert [(p.name, p.read_text()) for p in theirs.iterdir()] == [("sweep.json", "{}")]
+
+
+def test_the_command_can_be_installed_for_work_on_the_sources(tmp_path: Path) -> None:
+    if not _has("hatchling"):
+        pytest.skip("no hatchling to build the wheel with")
+    # `make install` builds this without isolation: the environment must hold all that the build wants.
+    done = ended([sys.executable, "-m", "hatchling", "build", "-t", "wheel:editable", "-d", str(tmp_path)], ROOT)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    assert (
+        "tcsweep = tcsweep.__main__:main"
+        in zipfile.ZipFile(wheel).read("tcsweep-0.1.0.dist-info/entry_points.txt").decode()
+    )
