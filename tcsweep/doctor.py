@@ -4,6 +4,7 @@ Exit status 0 where nothing fails, 1 where something does, 2 for a word that it 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import sys
 from collections.abc import Callable
@@ -52,9 +53,10 @@ def main(arguments: list[str]) -> int:
     from rich.console import Console
 
     from tcsweep.report.doctor import render
+    from tcsweep.report.progress import redraws
 
     console = Console()
-    with console.status("looking at this machine"):
+    with console.status("looking at this machine") if redraws(console) else contextlib.nullcontext():
         judged = rows(gather())
     render(judged, console)
     return exit_status(judged)

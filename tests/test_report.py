@@ -509,6 +509,10 @@ def test_a_picture_that_cannot_be_drawn_is_one_line(
 # Progress
 
 
+def test_a_file_that_is_to_be_coloured_is_no_terminal_to_redraw() -> None:
+    assert isinstance(progress.pick(Console(file=io.StringIO(), force_terminal=True)), progress.PlainProgress)
+
+
 def test_plain_progress_is_a_line_a_finished_round_and_a_failure() -> None:
     file = io.StringIO()
     one = progress.pick(Console(file=file, force_terminal=False))

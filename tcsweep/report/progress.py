@@ -57,9 +57,12 @@ class Progress(Protocol):
 
 def pick(console: Console) -> Progress:
     """A bar where it can be redrawn, else lines."""
-    if console.is_terminal and not console.is_dumb_terminal:
-        return TerminalProgress(console)
-    return PlainProgress(console.file)
+    return TerminalProgress(console) if redraws(console) else PlainProgress(console.file)
+
+
+def redraws(console: Console) -> bool:
+    """Whether what is drawn can be drawn over. FORCE_COLOR makes of a file a terminal to rich, which it isn't."""
+    return console.is_terminal and not console.is_dumb_terminal and console.file.isatty()
 
 
 def _failed_line(label: str, overrides: str, reason: str) -> str:
