@@ -86,6 +86,7 @@ class Config:
     layout: NameConf = field(default_factory=NameConf)
     engine: NameConf = field(default_factory=NameConf)
     device: NameConf = field(default_factory=NameConf)
+    isolation: NameConf = field(default_factory=NameConf)
     measure: MeasureConf = field(default_factory=MeasureConf)
     tracking: TrackingConf = field(default_factory=TrackingConf)
     amp_backend: str = "auto"
@@ -150,7 +151,7 @@ def load(config: DictConfig) -> Loaded:
         raise Mistake(f"{error.full_key} is missing: give it a value") from None
     except OmegaConfBaseException as error:
         raise Mistake(first_line(str(error)) or type(error).__name__) from None
-    for group in ("model", "precision", "batch", "layout", "engine", "device", "measure", "tracking"):
+    for group in ("model", "precision", "batch", "layout", "engine", "device", "isolation", "measure", "tracking"):
         if not isinstance(values.get(group), dict):
             raise Mistake(f"{group} is missing: choose one of {', '.join(options(group))}")
     tracking = Tracking(**values["tracking"])
@@ -183,6 +184,7 @@ def _job(values: dict[str, Any]) -> Job:
     _one_of("precision", precision, PRECISIONS)
     _one_of("layout", values["layout"]["name"], options("layout"))
     _one_of("engine", values["engine"]["name"], ENGINES)
+    _one_of("isolation", values["isolation"]["name"], options("isolation"))
     _one_of("amp_backend", values["amp_backend"], AMP_BACKENDS)
     check_device(values["device"]["name"])
     _at_least("batch", values["batch"]["size"], 1, BATCH_MAX)
@@ -201,6 +203,7 @@ def _job(values: dict[str, Any]) -> Job:
         layout=values["layout"]["name"],
         engine=values["engine"]["name"],
         device=values["device"]["name"],
+        isolation=values["isolation"]["name"],
         seed=values["seed"],
         measure=_measure(values["measure"]),
     )

@@ -1,21 +1,242 @@
-"""Facts to verdicts: pure rules, one function a verdict."""
+"""Facts to verdicts: pure rules, one small function each. None measures, and none asks the machine."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from statistics import median
 
+from tcsweep.evidence.facts import Arithmetic, Evidence, Kernels
+from tcsweep.evidence.figures import flops_least, peak_flops_s, timed, timed_samples
+from tcsweep.evidence.kernels import arithmetic as kernel_arithmetic
+from tcsweep.evidence.limits import limit
 from tcsweep.job import Result
-from tcsweep.stats import Figures
+from tcsweep.precision import PRECISIONS, Promise
+from tcsweep.stats import Figures, drift
+
+SUSPECT = "suspect"
+WALL_SHORT = 0.01  # a block's wall time may be so much shorter than its device time: two clocks
+OVER_PEAK = 1.05  # of the datasheet's peak: the clock that it is told for may be passed for a moment
+UNION_OVER, UNION_UNDER = 1.05, 0.9  # kernels of an iteration over its timed device time
+HOST_KEEPS_UP = 0.95  # of a profiled iteration's span with a kernel running: then the host did not hold it back
+FOREIGN_LOAD = 0.05
+DRIFT = 0.03
+CLOCK_FALL = 0.3  # from the first third of the timed blocks to the last
+CLOCK_LOW = 0.85  # of the highest clock
+# NVML's clock event reasons (nvml.h): hardware slowdown, software thermal, hardware thermal, hardware power brake. The
+# software power cap, 0x4, shows under any heavy load.
+THROTTLES = {0x8: "hardware slowdown", 0x20: "heat (software)", 0x40: "heat (hardware)", 0x80: "power brake"}
+POWER_CAP = 0x4
 
 
 @dataclass(frozen=True)
 class Verdict:
     """One finding: its name, the reasons with their figures, and what to try next."""
 
-    name: str  # "wide" | "unverified"
+    name: str  # "suspect" | "unverified" | "wide"
     reasons: tuple[str, ...]
     advice: str | None = None
+
+
+Reasons = Iterator[str]
+
+
+# --- suspect: a figure that is not what its label says, or that cannot be ---
+
+
+def label_contradicted(result: Result, derived: Figures) -> Reasons:
+    """Operators or kernels that computed in another dtype than the precision promises."""
+    evidence = result.evidence
+    if evidence is None:
+        return
+    promise, half = PRECISIONS[result.job.precision].promise, result.rounds[0].half_dtype
+    others: dict[str, int] = {}
+    for row in evidence.dtypes.operators:
+        wanted = promise.dtypes(row.operator, half)
+        for dtype in sorted(set(row.dtypes) - wanted):
+            others[dtype] = others.get(dtype, 0) + row.calls
+    calls = sum(row.calls for row in evidence.dtypes.operators)
+    for dtype, n in others.items():
+        yield f"observed {dtype} in {n} of {calls} operators, labelled {_promised(result, promise, half)}"
+    yield from _kernels_contradict(result, evidence.kernels)
+
+
+def _promised(result: Result, promise: Promise, half: str | None) -> str:
+    dtype = promise.name(half)
+    return dtype if result.job.precision in (dtype, "fp32", "tf32") else f"{result.job.precision} ({dtype})"
+
+
+def _kernels_contradict(result: Result, kernels: Kernels) -> Reasons:
+    precision = result.job.precision
+    arithmetic = [k for k in kernels.kernels if k.kind in ("convolution/GEMM", "attention")]
+    if PRECISIONS[precision].promise.name(None) == "float32" and not PRECISIONS[precision].tf32:
+        found = [k for k in arithmetic if kernel_arithmetic(k.name) in ("tf32", "float16", "bfloat16")]
+        for kind in sorted({str(kernel_arithmetic(k.name)) for k in found}):
+            ms = sum(k.device_ms for k in found if kernel_arithmetic(k.name) == kind)
+            yield f"kernels multiply in {kind} for {_say(ms)} ms an iteration, labelled {precision}"
+    if precision == "tf32" and arithmetic and all(k.unit == "cuda-core" for k in arithmetic):
+        yield "no kernel used tensor cores, labelled tf32"
+
+
+def state_contradicted(result: Result, derived: Figures) -> Reasons:
+    """Switches of the process that do not go with the label, or that changed during the timing."""
+    precision = PRECISIONS[result.job.precision]
+    said: dict[str, None] = {}
+    for one in result.rounds:
+        for state in (one.arithmetic_before, one.arithmetic_after):
+            if state is not None:
+                said |= dict.fromkeys(_wrong_switches(result, state, precision.tf32))
+        before, after = one.arithmetic_before, one.arithmetic_after
+        if before is not None and after is not None and before != after:
+            said["the process's arithmetic switches changed during the timing"] = None
+    yield from said
+
+
+def _wrong_switches(result: Result, state: Arithmetic, tf32: bool) -> Reasons:
+    on_gpu = result.environment.device.startswith("cuda")
+    if on_gpu and not tf32 and (state.tf32_convolution or state.tf32_matmul):
+        yield f"TF32 was on, labelled {result.job.precision}"
+    if on_gpu and tf32 and not (state.tf32_convolution and state.tf32_matmul):
+        yield "TF32 was off, labelled tf32"
+    device = "cuda" if on_gpu else "cpu"
+    for one in state.autocast:
+        if one.startswith(device):
+            yield f"autocast to {one.partition(':')[2]} was on"
+    if state.patched and result.job.precision != "o1":
+        yield f"torch's functions were patched ({state.patched})"
+
+
+def wall_under_device(result: Result, derived: Figures) -> Reasons:
+    """A block that took the host less time than the device: nobody waited for it."""
+    short = [
+        (wall, device)
+        for one in result.rounds
+        for wall, device in zip(one.block_wall_ms, one.block_device_ms or ())
+        if wall < device * (1 - WALL_SHORT)
+    ]
+    if short:
+        wall, device = min(short, key=lambda pair: pair[0] / pair[1])
+        yield f"{len(short)} timed blocks were shorter than the device's work: {_say(wall)} of {_say(device)} ms"
+
+
+def over_peak(result: Result, derived: Figures) -> Reasons:
+    """More arithmetic a second than the device can do at its highest clock."""
+    evidence = result.evidence
+    if evidence is None or any("fft" in k.name.lower() for k in evidence.kernels.kernels):
+        return
+    peak = peak_flops_s(result)
+    achieved = flops_least(evidence) * derived.throughput_img_s
+    if peak is not None and achieved > OVER_PEAK * peak:
+        yield f"{_say(achieved / 1e12)} TFLOP/s, over the device's peak of {_say(peak / 1e12)}"
+
+
+def wrong_output(result: Result, derived: Figures) -> Reasons:
+    """Outputs that are no numbers, or too far from those in float32."""
+    if result.evidence is None or result.evidence.numerics.missing:
+        return
+    seen = result.evidence.numerics
+    if seen.nan or seen.inf:
+        yield f"the output holds {seen.nan} NaN and {seen.inf} Inf"
+    allowed = limit(result.job.precision, result.rounds[0].half_dtype)
+    if seen.relative_error is not None and seen.relative_error > allowed:
+        yield f"the output is {seen.relative_error:.1e} off float32's, over {allowed:.0e}"
+
+
+def throttled(result: Result, derived: Figures) -> Reasons:
+    """Clocks held down by heat or by the hardware during the timed blocks."""
+    bits = 0
+    for sample in timed_samples(result):
+        bits |= sample.throttle or 0
+    names = [name for bit, name in THROTTLES.items() if bits & bit]
+    if names:
+        yield f"throttled: {', '.join(names)}"
+
+
+def clock_fell(result: Result, derived: Figures) -> Reasons:
+    """A clock that was another at the end of the timed blocks than at their start."""
+    for one in result.rounds:
+        clocks = [s.sm_mhz for s in timed(one) if s.sm_mhz is not None]
+        third = len(clocks) // 3
+        if third < 1:
+            continue
+        first, last = median(clocks[:third]), median(clocks[-third:])
+        if abs(last - first) > CLOCK_FALL * first:
+            yield f"the SM clock went from {_say(first)} to {_say(last)} MHz in round {one.number}"
+
+
+def foreign_load(result: Result, derived: Figures) -> Reasons:
+    """Others who used the device meanwhile."""
+    if result.environment.device.startswith("cuda"):
+        shares = [(r.device_state.foreign_load, r.device_state.foreign_source) for r in result.rounds if r.device_state]
+        what = "GPU"
+    else:
+        shares, what = [(r.host_state.foreign_load, None) for r in result.rounds if r.host_state], "CPU"
+    share, source = max(((s, f) for s, f in shares if s is not None), key=lambda pair: pair[0], default=(0.0, None))
+    if share >= FOREIGN_LOAD:
+        yield f"others used {share:.0%} of the {what}{f' (by {source})' if source else ''}"
+
+
+def drifting(result: Result, derived: Figures) -> Reasons:
+    """Times that rise or fall over the timed blocks."""
+    seen = drift(result.rounds)
+    if seen is not None and abs(seen.change) >= DRIFT and not seen.ci95.low <= 0 <= seen.ci95.high:
+        yield f"times changed by {seen.change:+.1%} over the timed blocks"
+
+
+def evidence_of_something_else(result: Result, derived: Figures) -> Reasons:
+    """A profiled iteration that is not the one that was timed."""
+    kernels = result.evidence.kernels if result.evidence else Kernels()
+    if kernels.union_ms is None or derived.device_ms is None:
+        return
+    share = kernels.union_ms / derived.device_ms
+    keeps_up = kernels.span_ms is not None and kernels.union_ms >= HOST_KEEPS_UP * kernels.span_ms
+    if share > UNION_OVER or (keeps_up and share < UNION_UNDER):
+        figures = f"{_say(kernels.union_ms)} ms of kernels, {_say(derived.device_ms)} ms timed"
+        yield f"the evidence does not match the timing: {figures}"
+
+
+SUSPICIONS: tuple[Callable[[Result, Figures], Reasons], ...] = (
+    label_contradicted,
+    state_contradicted,
+    wall_under_device,
+    over_peak,
+    wrong_output,
+    evidence_of_something_else,
+    throttled,
+    clock_fell,
+    foreign_load,
+    drifting,
+)
+
+
+def suspect(result: Result, derived: Figures) -> Verdict | None:
+    """A result that must not be used: no speed-up is made of it."""
+    reasons = tuple(reason for rule in SUSPICIONS for reason in rule(result, derived))
+    return Verdict(SUSPECT, reasons) if reasons else None
+
+
+# --- unverified and wide ---
+
+
+def unverified(result: Result, derived: Figures) -> Verdict | None:
+    """What ran could not be seen, so that nothing can be said of it."""
+    evidence = result.evidence
+    if evidence is None:
+        return Verdict("unverified", ("dtypes and kernels were not observed",))
+    reasons = []
+    if evidence.dtypes.missing or not evidence.dtypes.operators:
+        reasons.append(f"dtypes were not observed: {evidence.dtypes.missing or 'no operator that does arithmetic'}")
+    if evidence.kernels.missing and _kernels_decide(result, evidence):
+        reasons.append(f"kernels were not observed: {evidence.kernels.missing}")
+    if evidence.numerics.missing:
+        reasons.append(f"outputs were not compared: {evidence.numerics.missing}")
+    return Verdict("unverified", tuple(reasons)) if reasons else None
+
+
+def _kernels_decide(result: Result, evidence: Evidence) -> bool:
+    """Whether only a kernel's name tells TF32 from float32."""
+    on_gpu = result.environment.device.startswith("cuda")
+    return on_gpu and any("float32" in row.dtypes for row in evidence.dtypes.operators)
 
 
 def wide(result: Result, derived: Figures) -> Verdict | None:
@@ -32,17 +253,28 @@ def wide(result: Result, derived: Figures) -> Verdict | None:
         reasons.append("too few samples for an interval")
     elif interval.half_width > limit:
         reasons.append(f"interval of ±{interval.half_width:.1%}, over ±{limit:.1%}")
+    if (clock := low_clock(result)) is not None:
+        reasons.append(clock)
     return Verdict("wide", tuple(reasons), "repeat with measure=thorough on a quiet machine") if reasons else None
 
 
-def unverified(result: Result, derived: Figures) -> Verdict | None:
-    """Nothing was observed of what ran, so nothing can be said of it."""
-    return Verdict("unverified", ("dtypes and kernels were not observed",))
+def low_clock(result: Result) -> str | None:
+    """A steady clock below the highest one, said as a fact."""
+    clocks = [s.sm_mhz for s in timed_samples(result) if s.sm_mhz is not None]
+    highest = next((r.device_state.sm_mhz_max for r in result.rounds if r.device_state), None)
+    if not clocks or highest is None or median(clocks) >= CLOCK_LOW * highest:
+        return None
+    capped = any((s.throttle or 0) & POWER_CAP for s in timed_samples(result))
+    return f"SM clock {_say(median(clocks))} of {_say(highest)} MHz{' (power cap)' if capped else ''}"
 
 
-RULES: tuple[Callable[[Result, Figures], Verdict | None], ...] = (wide, unverified)
+RULES: tuple[Callable[[Result, Figures], Verdict | None], ...] = (suspect, unverified, wide)
 
 
 def verdicts(result: Result, derived: Figures) -> tuple[Verdict, ...]:
     """Every verdict that holds, gravest first."""
     return tuple(v for rule in RULES if (v := rule(result, derived)) is not None)
+
+
+def _say(value: float) -> str:
+    return f"{value:.0f}" if value >= 1000 else f"{value:.3g}"

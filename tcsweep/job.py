@@ -11,8 +11,10 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, Union
 
+from tcsweep.evidence.facts import Arithmetic, DeviceState, Evidence, HostState
+
 SCHEMA_VERSION = 1  # of result.json and sweep.json
-MEASUREMENT_VERSION = 1  # rises when the way of measuring changes, so that unlike figures are never compared
+MEASUREMENT_VERSION = 2  # rises when the way of measuring changes, so that unlike figures are never compared
 
 Role = Literal["asked", "baseline", "reference"]
 O_LEVELS = ("o0", "o1", "o2", "o3")
@@ -55,6 +57,7 @@ class Job:
     layout: str = "nchw"
     engine: str = "eager"
     device: str = "auto"  # as asked; the sweep replaces it by "cpu" or "cuda:N"
+    isolation: str = "process"  # "none": with all such jobs in one process, in the order asked for
     seed: int = 0
     measure: Measure = field(default_factory=Measure)
     repeat: int = 0  # number of the repeat, where the same point was asked for more than once
@@ -69,6 +72,8 @@ class Job:
     def label(self) -> str:
         """Readable name, unique among jobs that differ in their axes only."""
         parts = [self.model, self.precision, f"b{self.batch}", self.layout, self.engine, self.device.replace(":", "")]
+        if self.isolation != "process":
+            parts.append("one-process")
         if self.repeat:
             parts.append(f"r{self.repeat + 1}")
         return "-".join(parts)
@@ -81,7 +86,8 @@ class Job:
     @property
     def axes(self) -> dict[str, str | int]:
         """What a sweep usually varies, by the names of the config groups."""
-        return {n: getattr(self, n) for n in ("model", "precision", "batch", "layout", "engine", "device")}
+        names = ("model", "precision", "batch", "layout", "engine", "device")
+        return {n: getattr(self, n) for n in (*names, *(("isolation",) if self.isolation != "process" else ()))}
 
     @property
     def cell(self) -> Job:
@@ -90,8 +96,8 @@ class Job:
 
     @property
     def reference(self) -> Job:
-        """The plainest job of the same model, batch and device: fp32, NCHW, eager."""
-        return dataclasses.replace(self.cell, layout="nchw", engine="eager")
+        """The plainest job of the same model, batch and device: fp32, NCHW, eager, in a process of its own."""
+        return dataclasses.replace(self.cell, layout="nchw", engine="eager", isolation="process")
 
     @property
     def is_baseline(self) -> bool:
@@ -159,6 +165,15 @@ class Round:
     amp_version: str | None = None
     half_dtype: str | None = None  # what "half" meant: "float16" or "bfloat16"
     notes: tuple[str, ...] = ()  # what the worker has to say, such as "bf16 is emulated on this GPU"
+    timed_from: float | None = (
+        None  # when the timed blocks began and ended, in seconds of the machine's CLOCK_MONOTONIC
+    )
+    timed_until: float | None = None
+    arithmetic_before: Arithmetic | None = None  # the process's switches, before the first call
+    arithmetic_after: Arithmetic | None = None  # and after the timing
+    device_state: DeviceState | None = None
+    host_state: HostState | None = None
+    evidence: Evidence | None = None  # in the first of a job's rounds
 
     @property
     def setup_s(self) -> float:
@@ -179,6 +194,11 @@ class Result:
     ended_at: float
     stopped: str | None = None  # why there are fewer rounds than asked for: "budget", "interrupted"
     status: Literal["ok"] = "ok"
+
+    @property
+    def evidence(self) -> Evidence | None:
+        """What was seen of what ran, once a job."""
+        return next((r.evidence for r in self.rounds if r.evidence is not None), None)
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
+from tcsweep.evidence.facts import Work
 from tcsweep.job import Job, Measure
 from tcsweep.stats import LATENCY_FLOORS, block_interval, has_trend
 
@@ -48,6 +49,18 @@ class RoundRequest:
     asked_at: float  # when the sweep asked for the worker
     deadline: float  # the end of this round's share of the job's budget
     hint: Hint | None = None
+    reference: Reference | None = None
+    gathers: bool = False  # whether to collect the job's evidence after the timing
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What jobs of one model share: made once, in a worker of its own."""
+
+    path: str | None  # file with the float32 outputs, and with what calibrates random weights
+    work: Work
+    rates: dict[str, float] = field(default_factory=dict)  # see Evidence
+    missing: str | None = None  # why there is no file
 
 
 @dataclass(frozen=True)
@@ -62,6 +75,8 @@ class Samples:
     converged: bool
     latency_ms: tuple[float, ...]
     stage_s: dict[str, float]
+    timed_from: float = 0.0  # of the watch's clock
+    timed_until: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -97,6 +112,8 @@ def run_round(device: Device, settings: Measure, watch: Watch, hint: Hint | None
         converged=converged,
         latency_ms=tuple(latencies),
         stage_s={"warmup": warm - start, "throughput": timed - warm, "latency": end - timed},
+        timed_from=warm,
+        timed_until=timed,
     )
 
 

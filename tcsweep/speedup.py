@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tcsweep.explain import Verdict, verdicts
+from tcsweep.evidence.figures import Seen, seen
+from tcsweep.explain import SUSPECT, Verdict, verdicts
 from tcsweep.job import Failure, Job, Outcome, Result, Skipped
 from tcsweep.stats import Figures, Interval, figures, geometric_mean, log_interval, round_throughput
+
+
+OK = "ok"  # the verdict where none holds
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,7 @@ class Row:
     speedup: Speedup  # over the fp32 job of its cell
     speedup_total: Speedup  # over the reference: fp32, NCHW, eager
     verdicts: tuple[Verdict, ...]
+    seen: Seen | None = None  # None unless it is a Result
 
     @property
     def job(self) -> Job:
@@ -36,30 +41,59 @@ class Row:
 
     @property
     def verdict(self) -> str | None:
-        """The name of the gravest verdict, None without a result."""
-        return self.verdicts[0].name if self.verdicts else None
+        """The name of the gravest verdict, "ok" where none holds, None without a result."""
+        if not isinstance(self.outcome, Result):
+            return None
+        return self.verdicts[0].name if self.verdicts else OK
+
+
+@dataclass(frozen=True)
+class Judged:
+    """An outcome with its own figures and verdicts, before it is compared."""
+
+    outcome: Outcome
+    figures: Figures | None
+    verdicts: tuple[Verdict, ...]
+
+    @property
+    def suspicion(self) -> str | None:
+        """Why it must not be compared, None where it may."""
+        return next(("; ".join(v.reasons) for v in self.verdicts if v.name == SUSPECT), None)
 
 
 def rows(outcomes: Sequence[Outcome]) -> list[Row]:
     """One row an outcome, in the same order."""
-    by_job = {one.job: one for one in outcomes}
-    return [_row(one, by_job) for one in outcomes]
+    judged = [_judged(one) for one in outcomes]
+    by_job = {one.outcome.job: one for one in judged}
+    return [_row(one, by_job) for one in judged]
 
 
-def _row(outcome: Outcome, by_job: Mapping[Job, Outcome]) -> Row:
-    derived = figures(outcome.job, outcome.rounds) if isinstance(outcome, Result) else None
+def _judged(outcome: Outcome) -> Judged:
+    if not isinstance(outcome, Result):
+        return Judged(outcome, None, ())
+    derived = figures(outcome.job, outcome.rounds)
+    return Judged(outcome, derived, verdicts(outcome, derived))
+
+
+def _row(one: Judged, by_job: Mapping[Job, Judged]) -> Row:
     return Row(
-        outcome=outcome,
-        figures=derived,
-        speedup=_over(outcome, by_job.get(outcome.job.cell), "baseline"),
-        speedup_total=_over(outcome, by_job.get(outcome.job.reference), "reference"),
-        verdicts=verdicts(outcome, derived) if isinstance(outcome, Result) and derived else (),
+        outcome=one.outcome,
+        figures=one.figures,
+        speedup=_over(one, by_job.get(one.outcome.job.cell), "baseline"),
+        speedup_total=_over(one, by_job.get(one.outcome.job.reference), "reference"),
+        verdicts=one.verdicts,
+        seen=seen(one.outcome, one.figures) if isinstance(one.outcome, Result) and one.figures else None,
     )
 
 
-def _over(outcome: Outcome, base: Outcome | None, what: str) -> Speedup:
+def _over(one: Judged, other: Judged | None, what: str) -> Speedup:
+    outcome, base = one.outcome, other.outcome if other else None
     if not isinstance(outcome, Result):
         return Speedup(None, reason="not measured")
+    if one.suspicion:
+        return Speedup(None, reason=f"suspect: {one.suspicion}")
+    if other is not None and other.suspicion:
+        return Speedup(None, reason=f"no {what}: {other.outcome.job.precision} suspect: {other.suspicion}")
     if base is None:
         return Speedup(None, reason=f"no {what}")
     if isinstance(base, (Failure, Skipped)):

@@ -10,7 +10,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,8 +75,8 @@ class State:
 
     @property
     def used_s(self) -> float:
-        """Worker seconds spent."""
-        return sum(r.worker_s for r in self.rounds)
+        """Worker seconds spent on measuring."""
+        return sum(measuring_s(r) for r in self.rounds)
 
     @property
     def open(self) -> bool:
@@ -85,12 +85,17 @@ class State:
 
     def affords(self) -> bool:
         """Whether the budget holds one more round like the last; the first is always affordable."""
-        return not self.rounds or self.used_s + self.rounds[-1].worker_s <= self.job.measure.budget_s
+        return not self.rounds or self.used_s + measuring_s(self.rounds[-1]) <= self.job.measure.budget_s
 
     def wide(self) -> bool:
         """Whether the interval over the rounds is wider than wished."""
         interval = log_interval([round_throughput(self.job.batch, r) for r in self.rounds])
         return interval is not None and interval.half_width > self.job.measure.rounds_ci
+
+
+def measuring_s(one: Round) -> float:
+    """A round's worker seconds without its evidence."""
+    return one.worker_s - one.stage_s.get("evidence", 0.0)
 
 
 @dataclass(frozen=True)
@@ -269,6 +274,8 @@ class Runner:
         self._server, self._folder, self._sweep = server, folder, sweep
         self._states, self._progress = states, progress
         self._by_planned = {s.planned.job: s for s in states}
+        self._references = References(server, folder)
+        self._readers: dict[str, Reader | None] = {}  # of what each GPU says of itself
 
     def run(self) -> int | None:
         """Measure everything; the number of the signal that interrupted it, None where none did."""
@@ -297,6 +304,7 @@ class Runner:
             self._progress.message("terminated: what was measured is kept")
             return signal.SIGTERM
         finally:
+            self._references.close()
             self._progress.close()
         return None
 
@@ -304,10 +312,16 @@ class Runner:
         last = max((s.job.measure.rounds_max for s in self._states), default=0)
         for number in range(1, last + 1):
             due = self._due(number)
-            for planned in order([s.planned for s in due], self._sweep.order_seed, number):
-                self._measure(self._by_planned[planned.job], number)
+            for group in self._groups(due, number):
+                self._measure(group, number)
                 if self._all_fail_alike():
                     return
+
+    def _groups(self, due: Sequence[State], number: int) -> list[list[State]]:
+        """What is measured together, in order: first the jobs that are to share a process, as they were asked for."""
+        shared = [s for s in due if s.job.isolation != "process"]
+        alone = order([s.planned for s in due if s not in shared], self._sweep.order_seed, number)
+        return [*([shared] if shared else []), *([self._by_planned[planned.job]] for planned in alone)]
 
     def _due(self, number: int) -> list[State]:
         """The jobs to measure in a round: all in the asked rounds; after those the wide ones, each with its baseline,
@@ -327,20 +341,61 @@ class Runner:
         self._progress.added_rounds(len(extra))
         return [s for s in asked if not s.has(number)] + extra
 
-    def _measure(self, state: State, number: int) -> None:
+    def _measure(self, states: Sequence[State], number: int) -> None:
+        """One round of some jobs in a fresh process: of one, but for those that are to share it."""
+        requests = [self._request(state, number) for state in states]
+        asked_at, place, stages = time.monotonic(), 0, {}  # type: ignore[var-annotated]
+        first, settings = states[0], states[0].job.measure
+        self._progress.round_started(first.job.label, number, max(settings.rounds, number))
+
+        def listen(kind: str, said: Any) -> None:
+            nonlocal place, stages
+            if kind == "one":
+                place, value = said
+                self._keep(states[place], number, value, sampler, asked_at, stages)
+                place, stages = place + 1, {}
+                if place < len(states):
+                    self._progress.round_started(states[place].job.label, number, max(settings.rounds, number))
+                return
+            if kind == "stage":
+                stages.setdefault(said, time.monotonic())
+            self._listen(states[place].job, kind, said)
+
+        together = len(states) > 1 or first.job.isolation != "process"
+        with self._watched(first.planned.environment) as sampler:
+            value = self._server.run(
+                "tcsweep.task:measure_together" if together else "tcsweep.task:measure_round",
+                requests if together else requests[0],
+                log=self._folder / first.job.folder / "worker.log",
+                timeout_s=sum(s.job.measure.timeout_s for s in states),
+                listen=listen,
+            )
+        if isinstance(value, Broken) or not together:
+            for state in states[place:]:
+                self._keep(state, number, value, sampler, asked_at, stages)
+
+    def _request(self, state: State, number: int) -> RoundRequest:
         job, settings = state.job, state.job.measure
-        asked_at, state.started_at = time.monotonic(), state.started_at or time.time()
+        state.started_at = state.started_at or time.time()
+        reference = self._references.of(job, state.planned.environment, self._listen_to_stages)
         rounds_left = max(1, settings.rounds - len(state.rounds))
         share_s = max(settings.budget_s - state.used_s, 0) / rounds_left
         hint = Hint(state.rounds[0].warmup_iterations, state.rounds[0].block_iterations) if state.rounds else None
-        self._progress.round_started(job.label, number, max(settings.rounds, number))
-        value = self._server.run(
-            "tcsweep.task:measure_round",
-            RoundRequest(job, number, asked_at, asked_at + share_s, hint),
-            log=self._folder / job.folder / "worker.log",
-            timeout_s=settings.timeout_s,
-            listen=lambda kind, said: self._listen(job, kind, said),
-        )
+        gathers = not any(r.evidence for r in state.rounds)
+        asked_at = time.monotonic()
+        return RoundRequest(job, number, asked_at, asked_at + share_s, hint, reference, gathers)
+
+    def _keep(
+        self,
+        state: State,
+        number: int,
+        value: Round | Broken,
+        sampler: Sampler,
+        asked_at: float,
+        stages: Mapping[str, float],
+    ) -> None:
+        """Save what came of a round."""
+        job = state.job
         state.ended_at = time.time()
         if isinstance(value, Broken) or _holds_much(value, state.planned.environment):
             self._server.join()
@@ -349,13 +404,18 @@ class Runner:
             self._progress.failed(job.label, _overrides(job), f"{value.reason} (stage: {value.stage})")
             self._forget_rounds(state)
         else:
-            state.rounds.append(dataclasses.replace(value, worker_s=time.monotonic() - asked_at))
+            seen = sampler.state(value.timed_from, value.timed_until, _idle(asked_at, stages))
+            state.rounds.append(dataclasses.replace(value, device_state=seen))
             self._progress.round_done(job.label, number, round_throughput(job.batch, value))
         store.save_outcome(self._folder, _outcome(state, False))
 
     def _forget_rounds(self, state: State) -> None:
         """Take the rounds that a job will not have out of the bar."""
         self._progress.added_rounds(-max(0, state.job.measure.rounds - len(state.rounds)))
+
+    def _listen_to_stages(self, kind: str, said: Any) -> None:
+        if kind == "stage":
+            self._progress.stage(said)
 
     def _listen(self, job: Job, kind: str, said: Any) -> None:
         if kind == "stage":

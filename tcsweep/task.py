@@ -3,23 +3,29 @@ state freely."""
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import platform
 import resource
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from tcsweep.engines import ENGINES
+from tcsweep.evidence.arithmetic import arithmetic
+from tcsweep.evidence.collect import collect
+from tcsweep.evidence.host import watch as watch_host
+from tcsweep.evidence.numerics import apply_calibration, load_reference
+from tcsweep.failures import classify
 from tcsweep.job import Round
 from tcsweep.measure import RoundRequest, Watch, run_round
 from tcsweep.models import build_input, build_model, memory_format
-from tcsweep.precision import PRECISIONS, mixed_dtypes_explained, set_tf32
-from tcsweep.worker import Tell
+from tcsweep.precision import PRECISIONS, allow_patched_torch, mixed_dtypes_explained, set_tf32
+from tcsweep.worker import Broken, Tell
 
 
 class CpuDevice:
@@ -104,7 +110,11 @@ def measure_round(request: RoundRequest, tell: Tell) -> Round:
             torch.cuda.synchronize()
     # Not in inference mode: its tensors could be neither cast in place nor cached as apex caches them.
     with stages.stage("build"), torch.no_grad():
-        model = build_model(job, device).to(memory_format=memory_format(job.layout))
+        reference = load_reference(request.reference.path) if request.reference and request.reference.path else None
+        model = build_model(job, device)
+        if reference is not None:
+            apply_calibration(model, reference.calibration)
+        model = model.to(memory_format=memory_format(job.layout))
         prepared = precision.prepare(model, device, job.amp_backend)
     tell.turn()
     with torch.inference_mode():
@@ -118,13 +128,15 @@ def measure_round(request: RoundRequest, tell: Tell) -> Round:
                 torch.cuda.synchronize()
         if on_gpu:
             torch.cuda.reset_peak_memory_stats()  # autotuning tries workspaces that no later call needs
+        before, host = arithmetic(), watch_host(torch.get_num_threads())
         samples = run_round(
             CudaDevice(iteration) if on_gpu else CpuDevice(iteration),
             job.measure,
             Watch(time.monotonic, request.deadline, _teller(tell)),
             request.hint,
         )
-    return Round(
+        host_state = host()
+    measured = Round(
         number=request.number,
         started_at=started_at,
         worker_s=time.monotonic() - request.asked_at,
@@ -142,7 +154,52 @@ def measure_round(request: RoundRequest, tell: Tell) -> Round:
         amp_version=prepared.amp_version,
         half_dtype=prepared.half_dtype,
         notes=prepared.notes,
+        timed_from=samples.timed_from,
+        timed_until=samples.timed_until,
+        arithmetic_before=before,
+        arithmetic_after=arithmetic(),
+        host_state=host_state,
     )
+    if not request.gathers:
+        return measured
+    with stages.stage("evidence"), torch.inference_mode():
+        evidence = collect(job, iteration, x, _iteration_ms(measured), request.reference, reference)
+    return dataclasses.replace(
+        measured,
+        evidence=evidence,
+        worker_s=time.monotonic() - request.asked_at,
+        stage_s={**measured.stage_s, "evidence": stages.seconds["evidence"]},
+    )
+
+
+class _AtOnce(Tell):
+    """For all jobs of a process but the first: its turn has come."""
+
+    def turn(self) -> None:
+        """Go on."""
+
+
+def measure_together(requests: Sequence[RoundRequest], tell: Tell) -> None:
+    """Measure one round of several jobs in this one process, in their order, and hand each over as it ends. What a job
+    leaves behind in the process, the next one runs with."""
+    allow_patched_torch()
+    tell.turn()
+    at_once = _AtOnce(tell.pipe)
+    for index, request in enumerate(requests):
+        asked_at = time.monotonic()
+        share_s = request.deadline - request.asked_at
+        request = dataclasses.replace(request, asked_at=asked_at, deadline=asked_at + share_s)
+        try:
+            tell.value(index, measure_round(request, at_once))
+        except Exception as error:
+            tell.value(index, Broken(at_once.last_stage, *classify(error)))
+        gc.collect()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+
+
+def _iteration_ms(measured: Round) -> float:
+    return sum(measured.block_wall_ms) / len(measured.block_wall_ms) / measured.block_iterations
 
 
 def _teller(tell: Tell) -> Callable[[str, float, float | None], None]:

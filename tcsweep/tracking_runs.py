@@ -6,6 +6,7 @@ import getpass
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,7 +67,7 @@ def child_run(sweep: Sweep, row: Row, folder: Path) -> Run:
         "tcsweep.role": outcome.role,
         "tcsweep.kind": {"ok": "result", "failed": "failure", "skipped": "skipped"}[outcome.status],
         "tcsweep.verdict": row.verdict,
-        "tcsweep.reason": None if isinstance(outcome, Result) else outcome.reason,
+        "tcsweep.reason": _reasons(row),
         "tcsweep.image_size": job.image_size,
         "tcsweep.weights": job.weights,
         "tcsweep.measure": job.measure.name,
@@ -137,8 +138,22 @@ def _metrics(row: Row) -> dict[str, float]:
         "wall_ms": f.wall_ms,
         "peak_memory_mib": f.peak_memory_mib,
         "setup_s": f.setup_s,
+        **_evidence_metrics(row),
     }
     return {k: float(f"{v:.6g}") for k, v in values.items() if v is not None and math.isfinite(v)}
+
+
+EVIDENCE_METRICS = (
+    *("tensor_core_time_fraction", "unknown_time_fraction", "gpu_busy_fraction", "achieved_tflop_s", "peak_tflop_s"),
+    *("layerwise_roof_img_s", "roof_fraction", "relative_error", "sm_mhz", "power_w", "temperature_c"),
+)
+
+
+def _evidence_metrics(row: Row) -> dict[str, float | None]:
+    if row.seen is None:
+        return {}
+    kinds = {f"kernel_ms_{re.sub('[^a-z]+', '_', kind.lower())}": ms for kind, ms in row.seen.ms_by_kind.items()}
+    return {**{name: getattr(row.seen, name) for name in EVIDENCE_METRICS}, **kinds}
 
 
 def _environment_tags(environment: Environment, rounds: tuple[Round, ...]) -> dict[str, Any]:
@@ -194,7 +209,14 @@ def _note(row: Row) -> str:
     parts = [f"{_say(row.figures.throughput_img_s)} img/s"]
     if row.speedup.value is not None and not row.job.is_baseline:
         parts.append(f"{row.speedup.value:.2f}x fp32")
-    return ", ".join([*parts, *([row.verdict] if row.verdict else [])])
+    said = [f"{v.name}: {'; '.join(v.reasons)}" for v in row.verdicts[:1]]
+    return ", ".join([*parts, *(said or [row.verdict or ""])])
+
+
+def _reasons(row: Row) -> str | None:
+    if not isinstance(row.outcome, Result):
+        return row.outcome.reason
+    return "; ".join(reason for v in row.verdicts[:1] for reason in v.reasons) or None
 
 
 def _sweep_note(sweep: Sweep, table: list[Row], experiment_id: str) -> str:

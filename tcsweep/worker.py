@@ -39,23 +39,28 @@ class Tell:
     """What a task can say to the sweep while it runs: its stage, and a running estimate; and wait for its turn."""
 
     def __init__(self, pipe: Connection) -> None:
-        self._pipe = pipe
+        self.pipe, self.last_stage = pipe, "start"
 
     def stage(self, name: str) -> None:
         """Name the stage that begins."""
+        self.last_stage = name
         self._send("stage", name)
 
     def estimate(self, iteration_ms: float, half_width: float | None) -> None:
         """Milliseconds a batch so far, and the half-width of its interval over it."""
         self._send("estimate", (iteration_ms, half_width))
 
+    def value(self, index: int, value: Any) -> None:
+        """Hand over one of several values."""
+        self._send("one", (index, value))
+
     def turn(self) -> None:
         """Wait until the worker before this one is gone, memory and all."""
-        self._pipe.recv()
+        self.pipe.recv()
 
     def _send(self, kind: str, value: Any) -> None:
         with contextlib.suppress(BrokenPipeError):
-            self._pipe.send((kind, value))
+            self.pipe.send((kind, value))
 
 
 Listener = Callable[[str, Any], None]
@@ -66,6 +71,7 @@ class Server:
 
     def __init__(self) -> None:
         self._context = mp.get_context("forkserver")
+        self.worker_pid: int | None = None  # of the worker that runs; it leads a process group of its own
         self._leaving: Any = None  # the last worker, told to die; its context takes the driver 0.3 s to take down
         self.removed = tuple(v for v in REMOVED_VARIABLES if v in os.environ)
 
@@ -101,6 +107,7 @@ class Server:
         with self._clean_environment(), _hidden_main():
             _start(process)
         theirs.close()
+        self.worker_pid = process.pid
         try:
             self.join()
             with contextlib.suppress(BrokenPipeError):
@@ -110,6 +117,7 @@ class Server:
             if process.pid is not None:
                 kill_group(process.pid)
             self._leaving = process
+            self.worker_pid = None
             ours.close()
 
     def join(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tcsweep.engines import eager
 from tcsweep.job import Environment
@@ -12,17 +12,29 @@ from tcsweep.job import Environment
 if TYPE_CHECKING:
     import torch
 
+    from tcsweep.evidence.facts import Dtypes
     from tcsweep.precision import Prepared
+
+
+class Observed(Protocol):
+    """An iteration whose `dtypes` are known once it was called."""
+
+    dtypes: Dtypes
+
+    def __call__(self) -> Any:
+        """Run it."""
 
 
 @dataclass(frozen=True)
 class Engine:
-    """`build` turns a prepared model and its resident input into one iteration, a call without arguments;
-    `missing` says why this machine cannot run it, None where it can."""
+    """`build` turns a prepared model and its resident input into one iteration, a call without arguments; `observed`
+    turns that iteration into one that also says in which dtypes it runs; `missing` says why this machine cannot run
+    it, None where it can."""
 
     name: str
     build: Callable[[Prepared, torch.Tensor], Callable[[], Any]]
+    observed: Callable[[Callable[[], Any]], Observed]
     missing: Callable[[Environment], str | None]
 
 
-ENGINES: dict[str, Engine] = {"eager": Engine("eager", eager.build, eager.missing)}
+ENGINES: dict[str, Engine] = {"eager": Engine("eager", eager.build, eager.observed, eager.missing)}

@@ -10,6 +10,7 @@ from tcsweep.job import Environment
 if TYPE_CHECKING:
     import torch
 
+    from tcsweep.evidence.dtypes import Observed
     from tcsweep.precision import Prepared
 
 
@@ -17,6 +18,13 @@ def build(prepared: Prepared, x: torch.Tensor) -> Callable[[], Any]:
     """One forward pass of the resident input."""
     forward = prepared.forward
     return lambda: forward(x)
+
+
+def observed(iteration: Callable[[], Any]) -> Observed:
+    """Each operator is seen where ATen receives it."""
+    from tcsweep.evidence.dtypes import Observed
+
+    return Observed(iteration)
 
 
 def missing(environment: Environment) -> str | None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from tcsweep.evidence.facts import Dtypes, OperatorCount
 
 # The operators that do a network's arithmetic. Under inference_mode the composite ones arrive (conv2d, linear, matmul),
 # under no_grad what they are made of (convolution, addmm, mm, bmm); seen with torch 2.1, 2.11 and 2.14.
@@ -41,6 +44,30 @@ def observe(forward: Callable[[Tensor], Any], x: Tensor) -> tuple[OperatorRow, .
     with observer:
         forward(x)
     return tuple(observer.rows)
+
+
+class Observed:
+    """An iteration that is watched at its first call, and runs as it is afterwards."""
+
+    def __init__(self, iteration: Callable[[], Any], source: str = "ATen operators of one call") -> None:
+        self._iteration, self._source = iteration, source
+        self.dtypes = Dtypes(source, missing="not run")
+
+    def __call__(self) -> Any:
+        """Run the iteration; what it returns."""
+        if self.dtypes.missing is None:
+            return self._iteration()
+        observer = _Observer()
+        with observer:
+            value = self._iteration()
+        self.dtypes = Dtypes(self._source, counted(observer.rows))
+        return value
+
+
+def counted(rows: Iterable[OperatorRow]) -> tuple[OperatorCount, ...]:
+    """The operators that do arithmetic, by dtypes, in the order first seen."""
+    found = Counter((r.operator, r.dtypes) for r in rows if r.operator in WATCHED)
+    return tuple(OperatorCount(operator, dtypes, calls) for (operator, dtypes), calls in found.items())
 
 
 class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-ignore]

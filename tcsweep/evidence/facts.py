@@ -53,6 +53,7 @@ class Kernels:
 
     kernels: tuple[Kernel, ...] = ()
     union_ms: float | None = None  # time with at least one kernel running
+    span_ms: float | None = None  # from the first kernel's start to the last one's end
     missing: str | None = None  # why there is no profile, and what mends that
 
     @property
@@ -189,4 +190,5 @@ class Evidence:
     kernels: Kernels
     numerics: Numerics
     work: Work
+    rates: dict[str, float]  # what this device was measured to do: FLOP/s of a large GEMM by dtype; "copy", bytes/s
     seconds: dict[str, float]  # what each part of it cost

@@ -42,6 +42,39 @@ Missing = Callable[[Environment, "str | None"], "str | None"]
 
 
 @dataclass(frozen=True)
+class Promise:
+    """In which dtype a precision runs the operators that do arithmetic (`evidence.dtypes.WATCHED`)."""
+
+    half: bool  # in the job's half dtype, else in float32
+    also_float32: frozenset[str] = frozenset()  # operators that may run in float32 all the same
+
+    def name(self, half_dtype: str | None) -> str:
+        """The dtype: "float32", or what half means in this job."""
+        return (half_dtype or "half") if self.half else "float32"
+
+    def dtypes(self, operator: str, half_dtype: str | None) -> frozenset[str]:
+        """All dtypes that an operator's arguments may have."""
+        promised = {self.name(half_dtype)}
+        return frozenset(promised | {"float32"} if operator in self.also_float32 else promised)
+
+
+FLOAT32, HALF = Promise(half=False), Promise(half=True)
+# apex's O1 casts what its lists name; fused attention, which they do not name, takes its inputs as they come.
+O1 = Promise(
+    half=True,
+    also_float32=frozenset(
+        f"aten.{name}"
+        for name in (
+            *("_native_multi_head_attention", "_transformer_encoder_layer_fwd", "scaled_dot_product_attention"),
+            *("_scaled_dot_product_attention_math", "_scaled_dot_product_flash_attention"),
+            *("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_efficient_attention"),
+            *("_scaled_dot_product_cudnn_attention", "_scaled_dot_product_fused_attention_overrideable"),
+        )
+    ),
+)
+
+
+@dataclass(frozen=True)
 class Precision:
     """One way to compute. The caller sets TF32 (`set_tf32(precision.tf32)`) before it calls `prepare`, which changes
     the model in place, and for o1 torch as well: one process a job."""
@@ -49,6 +82,7 @@ class Precision:
     name: str
     tf32: bool
     amp: bool
+    promise: Promise
     prepare: Prepare  # model, device, amp backend as resolved ("apex", "torch"; None outside the O levels)
     missing: Missing  # environment, amp backend: why this machine cannot do it, in one line; None: it can
 
@@ -141,11 +175,19 @@ def _apex_missing(environment: Environment, amp_backend: str | None) -> str | No
     return reasons.get(environment.apex)
 
 
+_patched_torch_allowed: list[bool] = []  # holds something where a process is meant to hold several jobs
+
+
+def allow_patched_torch() -> None:
+    """From now on, let jobs of this process run with what earlier ones left behind: that is what is to be shown."""
+    _patched_torch_allowed[:] = [True]
+
+
 def _refuse_patched_torch() -> None:
     """An O1 level leaves torch's functions wrapped, so anything prepared after it in the process would lie."""
     import torch
 
-    if hasattr(torch.nn.functional.conv2d, "__wrapped__"):  # a builtin has none; apex and the twin leave one
+    if not _patched_torch_allowed and hasattr(torch.nn.functional.conv2d, "__wrapped__"):  # a builtin has none; apex and the twin leave one
         raise RuntimeError("torch's functions are patched in this process (an O1 level ran here): use a fresh process")
 
 
@@ -182,10 +224,13 @@ def _level(name: str) -> Prepare:
 PRECISIONS: dict[str, Precision] = {
     precision.name: precision
     for precision in (
-        Precision("fp32", tf32=False, amp=False, prepare=_float32, missing=_nothing_missing),
-        Precision("tf32", tf32=True, amp=False, prepare=_float32, missing=_tf32_missing),
-        *(Precision(n, tf32=False, amp=True, prepare=_level(n), missing=_apex_missing) for n in O_LEVELS),
-        Precision("fp16", tf32=False, amp=False, prepare=_half("float16"), missing=_nothing_missing),
-        Precision("bf16", tf32=False, amp=False, prepare=_half("bfloat16"), missing=_nothing_missing),
+        Precision("fp32", tf32=False, amp=False, promise=FLOAT32, prepare=_float32, missing=_nothing_missing),
+        Precision("tf32", tf32=True, amp=False, promise=FLOAT32, prepare=_float32, missing=_tf32_missing),
+        *(
+            Precision(n, tf32=False, amp=True, promise=promise, prepare=_level(n), missing=_apex_missing)
+            for n, promise in zip(O_LEVELS, (FLOAT32, O1, HALF, HALF), strict=True)
+        ),
+        Precision("fp16", tf32=False, amp=False, promise=HALF, prepare=_half("float16"), missing=_nothing_missing),
+        Precision("bf16", tf32=False, amp=False, promise=HALF, prepare=_half("bfloat16"), missing=_nothing_missing),
     )
 }

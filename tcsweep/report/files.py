@@ -21,6 +21,10 @@ def _figure(name: str) -> Callable[[Row], Any]:
     return lambda row: getattr(row.figures, name) if row.figures else None
 
 
+def _seen(name: str) -> Callable[[Row], Any]:
+    return lambda row: getattr(row.seen, name) if row.seen else None
+
+
 def _job(name: str) -> Callable[[Row], Any]:
     return lambda row: getattr(row.job, name)
 
@@ -81,6 +85,19 @@ COLUMNS: dict[str, Callable[[Row], Any]] = {
     "verdict": lambda row: row.verdict,
     "reason": _reason,
     "folder": lambda row: row.job.folder,
+    "dtypes": lambda row: " ".join(row.seen.dtypes) if row.seen else None,
+    "tensor_core_time_fraction": _seen("tensor_core_time_fraction"),
+    "unknown_time_fraction": _seen("unknown_time_fraction"),
+    "gpu_busy_fraction": _seen("gpu_busy_fraction"),
+    "achieved_tflop_s": _seen("achieved_tflop_s"),
+    "peak_tflop_s": _seen("peak_tflop_s"),
+    "layerwise_roof_img_s": _seen("layerwise_roof_img_s"),
+    "roof_fraction": _seen("roof_fraction"),
+    "relative_error": _seen("relative_error"),
+    "sm_mhz": _seen("sm_mhz"),
+    "power_w": _seen("power_w"),
+    "temperature_c": _seen("temperature_c"),
+    "verdicts": lambda row: " ".join(v.name for v in row.verdicts) or None,
 }
 
 

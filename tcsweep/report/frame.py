@@ -14,7 +14,7 @@ from tcsweep.report.words import (
     one_line,
     precision_labels,
 )
-from tcsweep.speedup import Row
+from tcsweep.speedup import SUSPECT, Row
 
 KINDS = {
     "gpu-memory": "out of GPU memory",
@@ -104,6 +104,11 @@ def _round_notes(rows: Sequence[Row]) -> list[str]:
     return [f"{', '.join(labels)}: {note}" for note, labels in said.items()]
 
 
+def suspicions(rows: Sequence[Row]) -> list[tuple[str, tuple[str, ...]]]:
+    """Label and reasons of each job whose figures must not be used."""
+    return [(r.job.label, v.reasons) for r in rows for v in r.verdicts if v.name == SUSPECT]
+
+
 def failures(rows: Sequence[Row]) -> list[tuple[str, str, str | None]]:
     """Label, what happened, and the log's path in the sweep's folder, of each job that failed."""
     return [
@@ -119,7 +124,8 @@ def closing(sweep: Sweep, rows: Sequence[Row]) -> str:
     missing = max(len(sweep.folders) - len(rows), 0)
     tally = {name: sum(o.status == status for o in asked) for status, name in _STATUS_WORDS.items()}
     said = [f"{n} {name}" for name, n in {**tally, "not reached": missing}.items() if n or name == "measured"]
-    parts = [f"{count(len(asked) + missing, 'job')}: {', '.join(said)}", _added(rows), _rounds(rows)]
+    doubtful = sum(r.verdict == SUSPECT for r in rows)
+    parts = [f"{count(len(asked) + missing, 'job')}: {', '.join(said)}", f"{doubtful} suspect" if doubtful else "", _added(rows), _rounds(rows)]
     parts.append(duration(sweep.wall_s) if sweep.wall_s is not None else "")
     start = "" if sweep.status == "finished" else f"{_UNFINISHED[sweep.status]}; "
     return start + "; ".join(p for p in parts if p)

@@ -16,7 +16,7 @@ from typing import Any
 
 from tcsweep.job import Failure, Job, Skipped, Sweep
 from tcsweep.report.words import device_title, group_title, precision_labels
-from tcsweep.speedup import Row
+from tcsweep.speedup import SUSPECT, Row
 from tcsweep.stats import Interval
 from tcsweep.store import write_file
 
@@ -221,7 +221,7 @@ def _draw_bars(axis: Any, panel: Panel, quantity: Quantity) -> None:
     for place, series in enumerate(panel.series):
         at = [x + (place - (len(panel.series) - 1) / 2) * width for x in range(len(panel.batches))]
         heights = [_value(series, batch, quantity) for batch in panel.batches]
-        axis.bar(
+        bars = axis.bar(
             at,
             heights,
             width * 0.92,
@@ -231,6 +231,9 @@ def _draw_bars(axis: Any, panel: Panel, quantity: Quantity) -> None:
             linewidth=0,
             label=series.label,
         )
+        for bar, batch in zip(bars, panel.batches, strict=True):
+            if batch in series.rows and series.rows[batch].verdict == SUSPECT:
+                bar.set_alpha(0.25)
         places = [(x, series.rows[b]) for x, b in zip(at, panel.batches, strict=True) if b in series.rows]
         _error_bars(axis, places, quantity, "#222222")
         for x, row in places:
@@ -296,6 +299,8 @@ def _gap(row: Row, quantity: Quantity) -> str:
     """The word for a job without a figure; empty where there is one."""
     if isinstance(row.outcome, (Failure, Skipped)):
         return row.outcome.status
+    if row.verdict == SUSPECT:
+        return SUSPECT
     return "" if quantity.value(row) is not None else "no baseline"
 
 
@@ -310,7 +315,7 @@ def _mark(axis: Any, x: float, words: str, size: float) -> None:
         ha="center",
         va="bottom",
         fontsize=size,
-        color="#AA0000" if words.startswith("failed") else "#777777",
+        color="#AA0000" if words.startswith(("failed", SUSPECT)) else "#777777",
     )
 
 

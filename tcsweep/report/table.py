@@ -11,8 +11,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from tcsweep.explain import Verdict
 from tcsweep.job import Failure, Job, Skipped, Sweep
-from tcsweep.report.frame import ONCE, closing, failure_words, failures, footnotes, heading
+from tcsweep.report.frame import ONCE, closing, failure_words, failures, footnotes, heading, suspicions
 from tcsweep.report.words import (
     MISSING,
     encodable,
@@ -25,7 +26,7 @@ from tcsweep.report.words import (
     span,
     times,
 )
-from tcsweep.speedup import Row, Speedup
+from tcsweep.speedup import OK, SUSPECT, Row, Speedup
 
 GAP = 2  # columns between two columns
 NOTE_LEAST = 14  # "no difference" and "added baseline" on one line
@@ -120,8 +121,9 @@ def _render(sweep: Sweep, rows: list[Row], console: Console) -> None:
         console.print(Text("total speed-up: over fp32, nchw, eager of the same batch", style="dim"))
     for line in footnotes(sweep, rows, layout.left_out, console.width):
         console.print(Text(line, style="dim"))
+    _print_suspicions(rows, console)
     _print_failures(rows, console)
-    if any(isinstance(row.outcome, Failure) for row in rows):
+    if any(isinstance(row.outcome, Failure) or row.verdict == SUSPECT for row in rows):
         console.print()
     console.print(Text(closing(sweep, rows), style="bold"))
 
@@ -201,8 +203,9 @@ def note_of(row: Row, room: int, columns: Sequence[Column] = ()) -> str:
     elif isinstance(outcome, Skipped):
         said.append(f"skipped: {one_line(outcome.reason)}")
     else:
-        said += [_no_difference(row), _missing(row.speedup), _missing(row.speedup_total) if with_total else ""]
-        said += [_verdict(v.name, v.reasons, room) for v in row.verdicts if v.name not in ONCE]
+        if row.verdict != SUSPECT:  # then that is why
+            said += [_no_difference(row), _missing(row.speedup), _missing(row.speedup_total) if with_total else ""]
+        said += [_verdict(v, room) for v in row.verdicts if v.name not in ONCE]
     return "; ".join(dict.fromkeys(s for s in said if s))
 
 
@@ -228,8 +231,11 @@ def _missing(speedup: Speedup) -> str:
     return ": ".join(one_line(speedup.reason).split(": ", 2)[:2])
 
 
-def _verdict(name: str, reasons: Sequence[str], room: int) -> str:
-    return f"{name}: {', '.join(reasons)}" if room >= NOTE_ROOMY and reasons else name
+def _verdict(verdict: Verdict, room: int) -> str:
+    """With its reasons where there is room; a suspicion's stand below the tables."""
+    if room < NOTE_ROOMY or verdict.name == SUSPECT:
+        return verdict.name
+    return f"{verdict.name}: {', '.join(verdict.reasons)}"
 
 
 def _figure_style(column: Column, row: Row) -> str:
@@ -240,11 +246,19 @@ def _figure_style(column: Column, row: Row) -> str:
 
 
 def _note_style(row: Row) -> str:
-    if isinstance(row.outcome, Failure):
+    if isinstance(row.outcome, Failure) or row.verdict == SUSPECT:
         return "red"
-    if isinstance(row.outcome, Skipped) or row.verdict not in (None, *ONCE):
+    if isinstance(row.outcome, Skipped) or row.verdict not in (None, OK, *ONCE):
         return "yellow"
     return ""
+
+
+def _print_suspicions(rows: Sequence[Row], console: Console) -> None:
+    for label, reasons in suspicions(rows):
+        console.print()
+        console.print(Text(f"suspect: {label}", style="red"), soft_wrap=True)
+        for reason in reasons:
+            console.print(Padding(Text(reason, overflow="fold"), (0, 0, 0, 2), expand=False))
 
 
 def _print_failures(rows: Sequence[Row], console: Console) -> None:

@@ -1,0 +1,114 @@
+"""What a job's evidence comes to: shares, rates and roofs. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from statistics import median
+
+from tcsweep.devices.peaks import fastest_flops
+from tcsweep.evidence.facts import DeviceSample, Evidence
+from tcsweep.evidence.physics import flops_for_bound, layerwise_roof_img_s
+from tcsweep.job import Result, Round
+from tcsweep.precision import PRECISIONS
+from tcsweep.stats import Figures
+
+ELEMENT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Figures from evidence. None where there is none."""
+
+    dtypes: tuple[str, ...] = ()  # of the operators that do arithmetic
+    tensor_core_time_fraction: float | None = None  # of all kernels' time
+    unknown_time_fraction: float | None = None  # in kernels whose name does not tell
+    gpu_busy_fraction: float | None = None  # of an iteration's wall time, with at least one kernel running
+    ms_by_kind: dict[str, float] = field(default_factory=dict)  # kernel time of an iteration
+    flops_per_img: float | None = None
+    achieved_tflop_s: float | None = None
+    peak_tflop_s: float | None = None  # datasheet, at the highest clock
+    layerwise_roof_img_s: float | None = None
+    roof_fraction: float | None = None  # throughput over it
+    relative_error: float | None = None  # against float32
+    sm_mhz: float | None = None  # median over the timed blocks
+    power_w: float | None = None
+    temperature_c: float | None = None
+
+
+def seen(result: Result, derived: Figures) -> Seen:
+    """The figures of a job's evidence."""
+    evidence = result.evidence
+    samples = timed_samples(result)
+    state = {
+        "sm_mhz": _median([s.sm_mhz for s in samples]),
+        "power_w": _median([s.power_w for s in samples]),
+        "temperature_c": _median([s.temperature_c for s in samples]),
+    }
+    if evidence is None:
+        return Seen(**state)
+    kernels, flops = evidence.kernels, evidence.work.flops or None
+    peak, roof = peak_flops_s(result), _roof_img_s(result, evidence)
+    return Seen(
+        dtypes=tuple(sorted(dtypes_seen(evidence))),
+        tensor_core_time_fraction=kernels.tensor_core_time_fraction,
+        unknown_time_fraction=kernels.unknown_time_fraction,
+        gpu_busy_fraction=None if kernels.union_ms is None else min(1.0, kernels.union_ms / derived.wall_ms),
+        ms_by_kind=kernels.ms_by_kind,
+        flops_per_img=flops,
+        achieved_tflop_s=flops and flops * derived.throughput_img_s / 1e12,
+        peak_tflop_s=peak and peak / 1e12,
+        layerwise_roof_img_s=roof,
+        roof_fraction=roof and derived.throughput_img_s / roof,
+        relative_error=evidence.numerics.relative_error,
+        **state,
+    )
+
+
+def dtypes_seen(evidence: Evidence) -> set[str]:
+    """Every dtype in which an operator that does arithmetic got an argument."""
+    return {dtype for row in evidence.dtypes.operators for dtype in row.dtypes}
+
+
+def flops_least(evidence: Evidence) -> float:
+    """FLOP an image, the least that any algorithm needs: Winograd's quarter where float32 leaves it the choice."""
+    return flops_for_bound(evidence.work, winograd_possible="float32" in dtypes_seen(evidence))
+
+
+def peak_flops_s(result: Result) -> float | None:
+    """The datasheet's peak at the highest clock, of the fastest unit for the dtypes seen; None where it is unknown."""
+    environment, evidence = result.environment, result.evidence
+    clock = next((r.device_state.sm_mhz_max for r in result.rounds if r.device_state), None)
+    if evidence is None or environment.compute_capability is None or environment.sm_count is None or clock is None:
+        return None
+    arithmetic = dtypes_seen(evidence)
+    if PRECISIONS[result.job.precision].tf32 and "float32" in arithmetic:
+        arithmetic = (arithmetic - {"float32"}) | {"tf32"}
+    peaks = [fastest_flops(environment.compute_capability, environment.sm_count, clock, one) for one in arithmetic]
+    return None if None in peaks else max((p for p in peaks if p is not None), default=None)
+
+
+def _roof_img_s(result: Result, evidence: Evidence) -> float | None:
+    """The layerwise roof at this device's measured rates, in the job's own dtype."""
+    promise = PRECISIONS[result.job.precision].promise
+    dtype = promise.name(result.rounds[0].half_dtype)
+    rate = evidence.rates.get("tf32" if PRECISIONS[result.job.precision].tf32 else dtype)
+    copy, size = evidence.rates.get("copy"), ELEMENT_BYTES.get(dtype)
+    if rate is None or copy is None or size is None or not evidence.work.layers:
+        return None
+    return layerwise_roof_img_s(evidence.work, result.job.batch, size, rate, copy)
+
+
+def timed(one: Round) -> list[DeviceSample]:
+    """The samples that were taken during a round's timed blocks."""
+    state = one.device_state
+    return [] if state is None else [s for s in state.samples if 0 <= s.at_s <= state.timed_s]
+
+
+def timed_samples(result: Result) -> list[DeviceSample]:
+    """Those of all rounds."""
+    return [sample for one in result.rounds for sample in timed(one)]
+
+
+def _median(values: list[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return median(known) if known else None
