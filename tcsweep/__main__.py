@@ -159,7 +159,14 @@ def _doctor(arguments: list[str]) -> int:
     return doctor.main(arguments)
 
 
-COMMANDS: dict[str, Callable[[list[str]], int]] = {"sync": _sync, "doctor": _doctor}
+def _audit(arguments: list[str]) -> int:
+    """Saved results checked again."""
+    from tcsweep import audit
+
+    return audit.main(arguments)
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {"sync": _sync, "doctor": _doctor, "audit": _audit}
 
 if __name__ == "__main__":
     main()

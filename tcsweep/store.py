@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +57,15 @@ def save_outcome(sweep_dir: Path, outcome: Outcome) -> Path:
     if isinstance(outcome, Result):
         data["figures"] = to_json(figures(outcome.job, outcome.rounds))
     path = sweep_dir / outcome.job.folder / RESULT
-    write_json(path, data)
+    write_json(path, {**data, "digest": digest(data)})
     return path
+
+
+def digest(data: Mapping[str, Any]) -> str:
+    """Of a result file's content but the digest itself: another one shows that the file was changed since."""
+    rest = {name: value for name, value in data.items() if name != "digest"}
+    text = json.dumps(rest, sort_keys=True, allow_nan=False, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def save_sweep(sweep_dir: Path, sweep: Sweep) -> None:

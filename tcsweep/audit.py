@@ -1,0 +1,138 @@
+"""`python -m tcsweep audit FOLDER ...`: saved results checked again, from what is saved. Nothing is measured.
+
+Exit status 0 where nothing is found, 1 where something is, 2 for a folder that holds no sweep."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tcsweep import explain, store
+from tcsweep.job import MEASUREMENT_VERSION, SCHEMA_VERSION, Result, Round, Sweep, from_json, outcome_from_json, to_json
+from tcsweep.mistakes import Mistake
+from tcsweep.stats import figures
+
+USAGE = "python -m tcsweep audit FOLDER [FOLDER ...]"
+SAME = 1e-9  # relative difference of two figures computed from the same times
+BLOCKS_SHARE = (0.5, 1.001)  # of the timed phase's duration, what its blocks may add up to
+LATENCY_LEAST = 0.5  # an iteration in a block takes no less than this share of the quickest one alone, on a CPU
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is wrong with a file or a job of a sweep."""
+
+    where: str
+    what: str
+
+
+def main(arguments: list[str]) -> int:
+    """Check each folder and print what was found. Raises Mistake."""
+    if arguments in (["--help"], ["-h"]):
+        print(f"{USAGE}\nSaved results checked again, from their own evidence; exit status 1 where something is wrong.")
+        return 0
+    if not arguments or any(a.startswith("-") for a in arguments):
+        raise Mistake(f"audit takes folders of sweeps: {USAGE}")
+    found = 0
+    for name in arguments:
+        folder = Path(name)
+        if not (folder / store.SWEEP).is_file():
+            raise Mistake(f"{name}: no sweep's folder, it has no {store.SWEEP}")
+        findings = list(audit(folder))
+        results = len(list(folder.glob(f"*/{store.RESULT}")))
+        for one in findings:
+            print(f"{one.where}: {one.what}")
+        print(f"{name}: {results} results, {f'{len(findings)} findings' if findings else 'nothing found'}")
+        found += len(findings)
+    return 1 if found else 0
+
+
+def audit(folder: Path) -> Iterator[Finding]:
+    """Everything that is wrong with a sweep's folder."""
+    try:
+        saved = json.loads((folder / store.SWEEP).read_text(encoding="utf-8"))
+        sweep = from_json(Sweep, saved)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        yield Finding(store.SWEEP, f"cannot be read: {error}")
+        return
+    yield from _versions(store.SWEEP, saved, sweep.measurement_version)
+    for name in sweep.folders:
+        path = folder / name / store.RESULT
+        if path.exists():
+            yield from _result(name, path)
+        elif sweep.status == "finished":
+            yield Finding(name, f"{store.RESULT} is missing, and the sweep finished")
+    strays = {p.parent.name for p in folder.glob(f"*/{store.RESULT}")} - set(sweep.folders)
+    yield from (Finding(name, "no job of this sweep") for name in sorted(strays))
+
+
+def _versions(where: str, saved: Mapping[str, Any], measurement: int) -> Iterator[Finding]:
+    if saved.get("schema") != SCHEMA_VERSION:
+        yield Finding(where, f"schema {saved.get('schema')}, this tcsweep writes {SCHEMA_VERSION}")
+    if measurement != MEASUREMENT_VERSION:
+        yield Finding(where, f"measured by method {measurement}, this tcsweep by {MEASUREMENT_VERSION}: do not compare")
+
+
+def _result(name: str, path: Path) -> Iterator[Finding]:
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        outcome = outcome_from_json(saved)
+    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+        yield Finding(name, f"cannot be read: {error}")
+        return
+    yield from _versions(name, saved, MEASUREMENT_VERSION)
+    if saved.get("digest") != store.digest(saved):
+        yield Finding(name, "the file was changed after it was written")
+    if not (saved.get("id") == outcome.job.id and name == outcome.job.folder):
+        yield Finding(name, f"holds job {outcome.job.folder}")
+    impossible = [f"round {r.number}: {what}" for r in outcome.rounds for what in _impossible(r)]
+    yield from (Finding(name, what) for what in impossible)
+    if isinstance(outcome, Result) and not impossible:
+        yield from (Finding(name, what) for what in _contradictions(outcome, saved))
+
+
+def _impossible(one: Round) -> Iterator[str]:
+    """Values that no measurement gives."""
+    device = one.block_device_ms
+    if not one.block_wall_ms or one.block_iterations < 1:
+        yield "holds no timed block"
+        return
+    if not all(math.isfinite(ms) and ms > 0 for ms in (*one.block_wall_ms, *(device or ()), *one.latency_ms)):
+        yield "a time is not over 0"
+        return
+    if device is not None and len(device) != len(one.block_wall_ms):
+        yield f"{len(one.block_wall_ms)} blocks, {len(device)} device times"
+    if one.timed_from is not None and one.timed_until is not None:
+        share = sum(one.block_wall_ms) / 1e3 / max(one.timed_until - one.timed_from, 1e-9)
+        if not BLOCKS_SHARE[0] <= share <= BLOCKS_SHARE[1]:
+            yield f"the blocks add up to {share:.0%} of the time that they were timed in"
+    iteration_ms = min(one.block_wall_ms) / one.block_iterations
+    if device is None and one.latency_ms and iteration_ms < LATENCY_LEAST * min(one.latency_ms):
+        yield f"an iteration took {iteration_ms:.3g} ms in a block, and {min(one.latency_ms):.3g} ms or more alone"
+
+
+def _contradictions(result: Result, saved: Mapping[str, Any]) -> Iterator[str]:
+    derived = figures(result.job, result.rounds)
+    yield from (f"figures: {name} is not what its times give" for name in _differing(saved.get("figures"), derived))
+    verdict = explain.suspect(result, derived)
+    if verdict is not None:
+        yield from (f"suspect: {reason}" for reason in verdict.reasons)
+
+
+def _differing(saved: Any, derived: Any) -> Sequence[str]:
+    if not isinstance(saved, Mapping):
+        return ["all"]
+    fresh = to_json(derived)
+    return [name for name, value in saved.items() if name in fresh and not _same(value, fresh[name])]
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(_same(one[k], other[k]) for k in one)
+    if isinstance(one, (int, float)) and isinstance(other, (int, float)):
+        return math.isclose(one, other, rel_tol=SAME, abs_tol=1e-12)
+    return bool(one == other)
