@@ -227,7 +227,9 @@ def test_grouped_and_transposed_convolutions_count_what_they_multiply():
     transposed = layers(nn.ConvTranspose2d(4, 6, 2, stride=2, bias=False), 1, 4, 5, 5)
 
     assert grouped == (LayerWork("conv2d", "convolution", 2.0 * 8 * 9 * 2 * 9, 4 * 25, 8 * 9, 8 * 2 * 9),)
-    assert transposed == (LayerWork("conv_transpose2d", "convolution", 2.0 * 4 * 25 * 6 * 4, 4 * 25, 6 * 100, 4 * 6 * 4),)
+    assert transposed == (
+        LayerWork("conv_transpose2d", "convolution", 2.0 * 4 * 25 * 6 * 4, 4 * 25, 6 * 100, 4 * 6 * 4),
+    )
 
 
 @pytest.mark.parametrize(
@@ -276,8 +278,7 @@ def test_a_failure_is_a_reason_in_one_line():
         missing="resnet51 at 224 pixels could not be counted: ValueError: Unknown model resnet51"
     )
     assert count("vit_b_16", 100) == Work(
-        missing="vit_b_16 at 100 pixels could not be counted: "
-        "AssertionError: Input shape indivisible by patch size!"
+        missing="vit_b_16 at 100 pixels could not be counted: AssertionError: Input shape indivisible by patch size!"
     )
     too_small = count("alexnet", 8).missing
     assert too_small.startswith("alexnet at 8 pixels could not be counted: RuntimeError: ")

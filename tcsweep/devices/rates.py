@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,20 +17,26 @@ from typing import Any
 
 from tcsweep.store import write_json
 
-LARGEST = 8192  # rows of the largest square product: larger ones are no faster on an H100
-SMALLEST = 256
-FIRST_TRY = 512  # rows of the product that tells how large the measured one may be
-PRODUCT_S = 0.03  # what one measured product should take where it stays below LARGEST
-ENOUGH_S = {"cuda": 0.1, "cpu": 0.15}  # repetitions of one product or copy take about as long
-FEWEST = 3  # repetitions, however long one takes
-OTHER_CACHE = 64 * 2**20  # bytes of the last-level cache where none is reported
+MIB = 2**20
+ROWS = {"cuda": 512, "cpu": 256}  # of the first, small product
+MOST_ROWS = 8192  # an H100 does larger products no faster
+LONG_ENOUGH_S = 0.01  # a product is doubled in size, so eight times as long, until it takes this long
+TOO_LONG_S = 0.03  # so long it is even where waiting (for a CPU that others use) is most of it
+REPEAT_S = 0.1  # repetitions of one product or copy take about as long together
+FEWEST, MOST = 3, 50  # repetitions, whatever one takes
+COPY_BYTES = {"cuda": 256 * MIB, "cpu": 64 * MIB}  # at least: one of the two buffers
+MOST_COPY_BYTES = {"cuda": 2048 * MIB, "cpu": 512 * MIB}  # touching a CPU's pages for the first time is slow
+CACHES = {"cuda": 8, "cpu": 4}  # a buffer holds so many last-level caches, so that next to nothing stays in one
+MEMORY_SHARE = 8  # no allocation takes more than one part in so many of the free memory
 
 
 @dataclass(frozen=True)
 class Rates:
     """The best of several repetitions each: what a program that does nothing else can get."""
 
-    gemm_tflops: dict[str, float]  # by arithmetic: "float32" (TF32 off), "tf32", "float16", "bfloat16"; 2 a multiply-add
+    gemm_tflops: dict[
+        str, float
+    ]  # by arithmetic: "float32" (TF32 off), "tf32", "float16", "bfloat16"; 2 a multiply-add
     copy_gb_s: float  # read and written together, 10**9 bytes
 
 
@@ -78,12 +86,24 @@ def measure_rates(device: str) -> Rates:
     import torch
 
     on = torch.device(device)
-    with _plain_arithmetic(on), torch.inference_mode():
+    with _switches_restored(), torch.inference_mode(), torch.autocast(on.type, enabled=False):
         gemm = {name: _gemm_tflops(name, on) for name in _arithmetics(on)}
         rates = Rates({name: rate for name, rate in gemm.items() if rate is not None}, _copy_gb_s(on))
-        if on.type == "cuda":
-            torch.cuda.empty_cache()  # the job that follows may need the memory, and reads what is reserved
+    if on.type == "cuda":
+        torch.cuda.empty_cache()  # what follows may need the memory
     return rates
+
+
+def largest_product(seconds: Callable[[int], float], rows: int, most_rows: int) -> int:
+    """The first of rows, 2 rows, 4 rows, ... whose product takes `TOO_LONG_S`, or `LONG_ENOUGH_S` and more than twice
+    what the one before took; at most `most_rows`. `seconds` times a square product of so many rows."""
+    before = math.inf
+    while rows * 2 <= most_rows:
+        taken = seconds(rows)
+        if taken >= TOO_LONG_S or (taken >= LONG_ENOUGH_S and taken > 2 * before):
+            break
+        before, rows = taken, rows * 2
+    return rows
 
 
 def _arithmetics(on: Any) -> tuple[str, ...]:
@@ -91,26 +111,140 @@ def _arithmetics(on: Any) -> tuple[str, ...]:
 
     if on.type == "cpu":
         return ("float32", "bfloat16")
-    tf32 = torch.cuda.get_device_capability(on) >= (8, 0)
-    return ("float32", *(("tf32",) if tf32 else ()), "float16", "bfloat16")
+    has_tf32 = torch.cuda.get_device_capability(on) >= (8, 0)
+    return ("float32", *(("tf32",) if has_tf32 else ()), "float16", "bfloat16")
 
 
 def _gemm_tflops(arithmetic: str, on: Any) -> float | None:
-    """None where the device cannot do it (bfloat16 before compute capability 8.0, in some versions of torch)."""
+    """None where torch has no such product for this device (halves on old GPUs)."""
     import torch
 
     from tcsweep.precision import set_tf32
 
     set_tf32(arithmetic == "tf32")
     dtype = torch.float32 if arithmetic == "tf32" else getattr(torch, arithmetic)
+    fitting = math.isqrt(_free_bytes(on) // MEMORY_SHARE // dtype.itemsize)
     try:
-        first = _product_s(FIRST_TRY if on.type == "cuda" else SMALLEST, dtype, on, enough_s=0.0)
-        if first is None:
-            return None
-        rows = rows_for(first, FIRST_TRY if on.type == "cuda" else SMALLEST, _free_bytes(on) // 12)
-        seconds = _product_s(rows, dtype, on, ENOUGH_S[on.type])
-    except torch.cuda.OutOfMemoryError:
-        raise
+        rows = largest_product(
+            lambda n: _best_s(_product(n, dtype, on), on, repeat_s=0), ROWS[on.type], min(MOST_ROWS, fitting)
+        )
+        seconds = _best_s(_product(rows, dtype, on), on, REPEAT_S)
     except RuntimeError:
+        if dtype == torch.float32:
+            raise
         return None
-    return None if seconds is None else 2 * rows**3 / seconds / 1e12
+    return 2 * rows**3 / seconds / 1e12
+
+
+def _product(rows: int, dtype: Any, on: Any) -> Callable[[], Any]:
+    """Random factors: zeros take less power, and so run at a higher clock."""
+    import torch
+
+    generator = torch.Generator(on).manual_seed(0)
+    a, b = (torch.randn(rows, rows, generator=generator, device=on, dtype=dtype) for _ in range(2))
+    out = torch.empty_like(a)
+    return lambda: torch.mm(a, b, out=out)
+
+
+def _copy_gb_s(on: Any) -> float:
+    import torch
+
+    wanted = max(COPY_BYTES[on.type], CACHES[on.type] * _last_level_cache_bytes(on))
+    size = min(wanted, MOST_COPY_BYTES[on.type], _free_bytes(on) // MEMORY_SHARE)
+    source = torch.ones(size, dtype=torch.uint8, device=on)
+    target = torch.empty_like(source)
+    return 2 * size / _best_s(lambda: target.copy_(source), on, REPEAT_S) / 1e9
+
+
+def _best_s(call: Callable[[], Any], on: Any, repeat_s: float) -> float:
+    """Seconds of the fastest of several calls, after one that does not count. Others can only make a call slower."""
+    call()
+    times = _times_s(call, on, 1)
+    return min(times + _times_s(call, on, min(MOST, max(FEWEST, int(repeat_s / times[0])))))
+
+
+def _times_s(call: Callable[[], Any], on: Any, calls: int) -> list[float]:
+    return _cuda_times_s(call, on, calls) if on.type == "cuda" else [_cpu_time_s(call) for _ in range(calls)]
+
+
+def _cpu_time_s(call: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+def _cuda_times_s(call: Callable[[], Any], on: Any, calls: int) -> list[float]:
+    """By events, all calls enqueued at once: launching then hides behind the call before."""
+    import torch
+
+    with torch.cuda.device(on):
+        events = [torch.cuda.Event(enable_timing=True) for _ in range(calls + 1)]
+        events[0].record()
+        for event in events[1:]:
+            call()
+            event.record()
+        events[-1].synchronize()
+    return [before.elapsed_time(after) / 1e3 for before, after in itertools.pairwise(events)]
+
+
+def _free_bytes(on: Any) -> int:
+    import psutil
+    import torch
+
+    return int(torch.cuda.mem_get_info(on)[0] if on.type == "cuda" else psutil.virtual_memory().available)
+
+
+def _last_level_cache_bytes(on: Any) -> int:
+    """0 where it is not known: torch tells a GPU's since 2.2 or so, Linux a CPU's on most machines."""
+    import torch
+
+    if on.type == "cuda":
+        return int(getattr(torch.cuda.get_device_properties(on), "L2_cache_size", 0))
+    sizes = [_kib(path) for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
+    return max(sizes, default=0) * 1024
+
+
+def _kib(path: Path) -> int:
+    try:
+        return int(path.read_text().strip().removesuffix("K"))
+    except (OSError, ValueError):
+        return 0
+
+
+@contextlib.contextmanager
+def _switches_restored() -> Iterator[None]:
+    """Put back every switch of float32 products that `tcsweep.precision.set_tf32` sets."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch 2.9 and 2.10 warn that the older switches will go
+        before = _switches()
+    try:
+        yield
+    finally:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            _restore(before)
+
+
+def _switches() -> list[tuple[Any, str, Any]]:
+    """(owner, attribute, value) in the order to set them: an older switch sets newer ones, too."""
+    import torch
+
+    backends = torch.backends
+    older = [(backends.cuda.matmul, "allow_tf32"), (backends.cudnn, "allow_tf32")]
+    owners: list[Any] = [backends, backends.cudnn, backends.mkldnn, backends.cuda.matmul]
+    owners += [getattr(backends.cudnn, name, None) for name in ("conv", "rnn")]
+    owners += [getattr(backends.mkldnn, name, None) for name in ("matmul", "conv", "rnn")]
+    found = []
+    for owner, name in [*older, *((owner, "fp32_precision") for owner in owners)]:
+        with contextlib.suppress(AttributeError, RuntimeError):  # absent before torch 2.9; older ones may not be read
+            found.append((owner, name, getattr(owner, name)))  # where they and newer ones disagree
+    return found
+
+
+def _restore(switches: list[tuple[Any, str, Any]]) -> None:
+    import torch
+
+    if hasattr(torch.backends, "fp32_precision"):
+        torch.backends.fp32_precision = "none"  # set_tf32 says why
+    for owner, name, value in switches:
+        setattr(owner, name, value)
