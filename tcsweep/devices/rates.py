@@ -23,7 +23,7 @@ MOST_ROWS = 8192  # an H100 does larger products no faster
 LONG_ENOUGH_S = 0.01  # a product is doubled in size, so eight times as long, until it takes this long
 TOO_LONG_S = 0.03  # so long it is even where waiting (for a CPU that others use) is most of it
 REPEAT_S = 0.1  # repetitions of one product or copy take about as long together
-FEWEST, MOST = 3, 50  # repetitions, whatever one takes
+MOST = 50  # repetitions, however short one is
 COPY_BYTES = {"cuda": 256 * MIB, "cpu": 64 * MIB}  # at least: one of the two buffers
 MOST_COPY_BYTES = {"cuda": 2048 * MIB, "cpu": 512 * MIB}  # touching a CPU's pages for the first time is slow
 CACHES = {"cuda": 8, "cpu": 4}  # a buffer holds so many last-level caches, so that next to nothing stays in one
@@ -124,16 +124,21 @@ def _gemm_tflops(arithmetic: str, on: Any) -> float | None:
     set_tf32(arithmetic == "tf32")
     dtype = torch.float32 if arithmetic == "tf32" else getattr(torch, arithmetic)
     fitting = math.isqrt(_free_bytes(on) // MEMORY_SHARE // dtype.itemsize)
+    tried: dict[int, float] = {}
+
+    def seconds(rows: int, repeat_s: float = 0.0) -> float:
+        tried[rows] = min(tried.get(rows, math.inf), _best_s(_product(rows, dtype, on), on, repeat_s))
+        return tried[rows]
+
     try:
-        rows = largest_product(
-            lambda n: _best_s(_product(n, dtype, on), on, repeat_s=0), ROWS[on.type], min(MOST_ROWS, fitting)
-        )
-        seconds = _best_s(_product(rows, dtype, on), on, REPEAT_S)
+        rows = largest_product(seconds, ROWS[on.type], min(MOST_ROWS, fitting))
+        if tried.get(rows, 0.0) < TOO_LONG_S:  # else two calls of it have told enough
+            seconds(rows, REPEAT_S)
     except RuntimeError:
         if dtype == torch.float32:
             raise
         return None
-    return 2 * rows**3 / seconds / 1e12
+    return 2 * rows**3 / tried[rows] / 1e12
 
 
 def _product(rows: int, dtype: Any, on: Any) -> Callable[[], Any]:
@@ -160,7 +165,7 @@ def _best_s(call: Callable[[], Any], on: Any, repeat_s: float) -> float:
     """Seconds of the fastest of several calls, after one that does not count. Others can only make a call slower."""
     call()
     times = _times_s(call, on, 1)
-    return min(times + _times_s(call, on, min(MOST, max(FEWEST, int(repeat_s / times[0])))))
+    return min(times + _times_s(call, on, min(MOST, 1 + int(repeat_s / times[0]))))
 
 
 def _times_s(call: Callable[[], Any], on: Any, calls: int) -> list[float]:
