@@ -258,8 +258,12 @@ _IN_PARTS = frozenset(("einsum", "tensordot", "bilinear", "_transformer_encoder_
 def _by_name(func: Any, args: Any, kwargs: Any) -> dict[str, Any]:
     """An operator's arguments by their names in its schema, defaults filled in."""
     schema = func._schema.arguments
-    given = {argument.name: argument.default_value for argument in schema if argument.has_default_value()}
-    return given | {argument.name: value for argument, value in zip(schema, args)} | kwargs
+    given: dict[str, Any] = {
+        argument.name: argument.default_value for argument in schema if argument.has_default_value()
+    }
+    given |= {argument.name: value for argument, value in zip(schema, args)}
+    given |= kwargs
+    return given
 
 
 def _read(given: dict[str, Any], *names: str) -> tuple[Tensor, ...]:
