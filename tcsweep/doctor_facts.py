@@ -23,6 +23,7 @@ from urllib.request import getproxies, proxy_bypass
 
 from tcsweep.devices import cpu, cuda
 from tcsweep.devices.apex import ApexFacts
+from tcsweep.devices.cpu import quota
 from tcsweep.failures import classify, killed
 from tcsweep.lock import holder
 from tcsweep.mistakes import first_line
@@ -411,29 +412,6 @@ def _gpu_load(root: Path) -> float | None:
 def look_at_share(root: Path = Path("/")) -> Share:
     """The processors this process may run on, and the quota of its control groups."""
     return Share(len(os.sched_getaffinity(0)), quota(root, _read(root / "proc/self/cgroup")))
-
-
-def quota(root: Path, cgroup: str) -> float | None:
-    """The tightest quota, in CPUs, of this process's groups and those around them; version 1 and 2. A group that a
-    container cannot see is passed over: its own root stands for it."""
-    found = []
-    for line in cgroup.splitlines():
-        _, controllers, path = line.split(":", 2)
-        here = Path(path.lstrip("/"))
-        for group in (here, *here.parents):
-            if not controllers:
-                found.append(_limit(_read(root / "sys/fs/cgroup" / group / "cpu.max")))
-            elif "cpu" in controllers.split(","):
-                for mounted in ("cpu", "cpu,cpuacct"):
-                    folder = root / "sys/fs/cgroup" / mounted / group
-                    found.append(_limit(f"{_read(folder / 'cpu.cfs_quota_us')} {_read(folder / 'cpu.cfs_period_us')}"))
-    return min((one for one in found if one is not None), default=None)
-
-
-def _limit(text: str) -> float | None:
-    """`200000 100000` is 2 CPUs; `max 100000` and `-1 100000` are no limit."""
-    numbers = re.fullmatch(r"\s*(\d+)\s+([1-9]\d*)\s*", text)
-    return int(numbers[1]) / int(numbers[2]) if numbers else None
 
 
 def look_at_locks(table: Path = Path("/proc/net/unix")) -> tuple[Lock, ...]:
