@@ -81,7 +81,7 @@ def t975(dof: int) -> float:
 
 
 def t9995(dof: int) -> float:
-    """The 99.95% quantile of Student's t, good to 1e-3; past the table as `t975`."""
+    """The 99.95% quantile of Student's t, good to 2e-3; past the table as `t975`."""
     return _quantile(dof, _T9995, 3.290527)
 
 
@@ -144,11 +144,12 @@ def drift(rounds: Sequence[Round]) -> Drift | None:
     """The relative change of block time over a round's timed blocks, mean over rounds; None where no round has
     `DRIFT_BLOCKS` blocks, and rounds with fewer are left out.
 
-    In each round it is that of a fitted line, or a single step where a step leaves less than half of the line's squares.
-    The standard error is the larger of two: from the scatter around the fit, for first-order autocorrelation (variance
-    times (1 + r) / (1 - r), degrees of freedom likewise fewer), and from how the rounds differ. The interval holds for
-    all of `DRIFT_JOBS` jobs at once with 95% (Bonferroni: 99.9% for each): a job that is called suspect by mistake loses
-    its speed-up, and at 95% each of 20 noisy jobs would.
+    In each round it is that of a fitted line, or of a single step where that leaves less than half of the line's
+    squares. The interval is the wider of two. From the scatter around the fits: for first-order autocorrelation the
+    variance is taken (1 + r) / (1 - r) times and the degrees of freedom as many times fewer, down to half. From how
+    the rounds differ: at least the t interval over the changes of three rounds or more.
+    It holds for all of `DRIFT_JOBS` jobs at once with 95% (Bonferroni: 99.9% for each): a job called suspect by
+    mistake loses its speed-up, and with 95% for each, one noisy job in 20 would.
     """
     fits = [_fit_change(r.block_wall_ms) for r in rounds if len(r.block_wall_ms) >= DRIFT_BLOCKS]
     if not fits:
@@ -157,9 +158,14 @@ def drift(rounds: Sequence[Round]) -> Drift | None:
     r = _autocorrelation(fits)
     inflation = (1 + r) / (1 - r)
     within = math.sqrt(inflation * sum(f.error**2 for f in fits)) / len(fits)
-    between = statistics.stdev(f.change for f in fits) / math.sqrt(len(fits)) if len(fits) > 1 else 0.0
-    free = max(1, int(sum(len(f.residuals) / inflation - f.parameters for f in fits)))
-    half = min(t9995(free) * max(within, between), 100.0)  # e**100 times: says nothing, and is finite
+    free = max(1, int(sum(len(f.residuals) / min(inflation, 2) - f.parameters for f in fits)))
+    half = t9995(free) * within
+    if len(fits) > 1:
+        between = statistics.stdev(f.change for f in fits) / math.sqrt(len(fits))
+        # Of two rounds a t interval is 13 times its standard error: it would never find anything.
+        quantile = max(t9995(free), t975(len(fits) - 1)) if len(fits) > 2 else t9995(free)
+        half = max(half, quantile * between)
+    half = min(half, 100.0)  # e**100 times: says nothing, and is finite
     return Drift(math.expm1(change), Interval(math.expm1(change - half), math.expm1(change + half)))
 
 
@@ -210,13 +216,13 @@ def _squares(fit: _Fit) -> float:
 
 def _autocorrelation(fits: Sequence[_Fit]) -> float:
     """Lag-1 autocorrelation of all residuals, from 0 to `AUTOCORRELATION_MAX`. What a line leaves of n values of noise
-    shows it too low by about (2 + 4 r) / n: that is added."""
+    shows it too low by about (2 + 4 r) / n: that is undone."""
     squares = sum(_squares(f) for f in fits)
     if squares == 0:
         return 0.0
     found = sum(a * b for f in fits for a, b in itertools.pairwise(f.residuals)) / squares
     n = sum(len(f.residuals) for f in fits) / len(fits)
-    return min(max(0.0, found + (2 + 4 * found) / n), AUTOCORRELATION_MAX)
+    return min(max(0.0, (found + 2 / n) / (1 - 4 / n)), AUTOCORRELATION_MAX)
 
 
 def percentile(samples: Sequence[float], p: int) -> float | None:
