@@ -7,9 +7,11 @@ import pytest
 
 from tcsweep.job import Job, Round
 from tcsweep.stats import (
+    Drift,
     Figures,
     Interval,
     block_interval,
+    drift,
     figures,
     has_trend,
     lag1,
@@ -17,6 +19,7 @@ from tcsweep.stats import (
     percentile,
     round_throughput,
     t975,
+    t9995,
 )
 
 
@@ -40,6 +43,12 @@ def one_round(number: int = 1, walls: tuple[float, ...] = (100.0, 100.0), **chan
 def test_student_quantiles_agree_with_scipy(dof: int) -> None:
     scipy_stats = pytest.importorskip("scipy.stats")
     assert t975(dof) == pytest.approx(float(scipy_stats.t.ppf(0.975, dof)), abs=2e-4)
+
+
+@pytest.mark.parametrize("dof", [1, 2, 5, 10, 30, 31, 40, 60, 120, 1000])
+def test_far_student_quantiles_agree_with_scipy(dof: int) -> None:
+    scipy_stats = pytest.importorskip("scipy.stats")
+    assert t9995(dof) == pytest.approx(float(scipy_stats.t.ppf(0.9995, dof)), abs=2e-3)
 
 
 def test_a_quantile_without_a_degree_of_freedom_is_refused() -> None:
@@ -151,3 +160,89 @@ def test_figures_of_one_round_have_no_interval_over_rounds() -> None:
     found = figures(Job(batch=1), [one_round(walls=(100.0, 104.0, 96.0, 100.0, 100.0))])
     assert found.throughput_ci95 is None
     assert found.throughput_ci95_within is not None
+
+
+def blocks(
+    source: random.Random, n: int, cv: float, r: float = 0.0, trend: float = 0.0, step: float = 0.0, at: float = 0.5
+) -> tuple[float, ...]:
+    """Block times with autocorrelation `r`, that rise by `trend` to the end and by `step` at the share `at` of them."""
+    level, walls = source.gauss(0, cv), []
+    for i in range(n):
+        level = r * level + math.sqrt(1 - r * r) * source.gauss(0, cv)
+        course = math.log1p(trend) * i / (n - 1) + (math.log1p(step) if i >= at * n else 0.0)
+        walls.append(30 * math.exp(level + course))
+    return tuple(walls)
+
+
+def suspicious(found: Drift | None) -> bool:
+    assert found is not None
+    return abs(found.change) >= 0.03 and not found.ci95.overlaps(Interval(0.0, 0.0))
+
+
+def suspected(jobs: int, rounds: int, n: int, cv: float, **course: float) -> int:
+    source = random.Random(f"{rounds}/{n}/{cv}/{course}")
+    made = ([one_round(k, blocks(source, n, cv, **course)) for k in range(rounds)] for _ in range(jobs))
+    return sum(suspicious(drift(one)) for one in made)
+
+
+@pytest.mark.parametrize(("n", "r"), [(20, 0.0), (25, 0.3), (25, 0.5), (50, 0.0), (50, 0.6)])
+def test_of_a_thousand_launch_bound_jobs_of_three_rounds_at_most_three_seem_to_drift(n: int, r: float) -> None:
+    assert suspected(1000, 3, n, 0.16, r=r) <= 3
+
+
+@pytest.mark.parametrize(("rounds", "most"), [(1, 8), (2, 3), (5, 1)])
+def test_of_500_launch_bound_jobs_few_seem_to_drift_whatever_their_rounds(rounds: int, most: int) -> None:
+    assert suspected(500, rounds, 30, 0.16, r=0.5) <= most
+
+
+@pytest.mark.parametrize(("n", "cv", "least"), [(20, 0.005, 98), (25, 0.01, 95), (50, 0.02, 97)])
+@pytest.mark.parametrize("trend", [0.07, -0.07])
+def test_a_trend_of_7_percent_in_quiet_blocks_of_one_round_is_found(
+    n: int, cv: float, least: int, trend: float
+) -> None:
+    assert suspected(100, 1, n, cv, trend=trend) >= least
+
+
+@pytest.mark.parametrize("at", [0.25, 0.5, 0.75])
+@pytest.mark.parametrize(("cv", "step"), [(0.005, 0.1), (0.02, 1.0)])
+def test_a_step_in_a_round_is_drift(at: float, cv: float, step: float) -> None:
+    assert suspected(100, 1, 25, cv, step=step, at=at) >= 95
+
+
+def test_a_clock_that_halves_midway_doubles_the_block_time() -> None:
+    found = drift([one_round(walls=(30.0,) * 10 + (60.0,) * 10)])
+    assert found == Drift(pytest.approx(1.0), Interval(pytest.approx(1.0), pytest.approx(1.0)))
+
+
+def test_drift_is_the_mean_over_rounds_and_rounds_that_disagree_widen_its_interval() -> None:
+    rising = tuple(30 * 1.01**i * (1 + 1e-4 * (-1) ** i) for i in range(10))
+    falling = tuple(30 / 1.01**i * (1 + 1e-4 * (-1) ** i) for i in range(10))
+    change = 9 * math.log(1.01)
+    same = drift([one_round(1, rising), one_round(2, rising)])
+    apart = drift([one_round(1, rising), one_round(2, falling), one_round(3, rising)])
+    bounds = [pytest.approx(math.expm1(change), abs=2e-3)] * 2
+    assert same == Drift(pytest.approx(math.expm1(change), abs=1e-3), Interval(*bounds))
+    # The t interval of 1, -1, 1 times `change`: deviation 2 / sqrt(3), over sqrt(3), 4.3027 times.
+    low, high = (math.expm1(change * (1 / 3 + sign * 4.3027 * 2 / 3)) for sign in (-1, 1))
+    assert apart == Drift(
+        pytest.approx(math.expm1(change / 3), abs=1e-3),
+        Interval(pytest.approx(low, abs=3e-3), pytest.approx(high, abs=3e-3)),
+    )
+
+
+def test_one_odd_block_is_no_drift() -> None:
+    assert not suspicious(drift([one_round(walls=(30.0, 30.1) * 12 + (90.0,))]))
+    assert not suspicious(drift([one_round(walls=(90.0,) + (30.0, 30.1) * 12)]))
+
+
+def test_blocks_that_say_nothing_give_a_finite_interval() -> None:
+    found = drift([one_round(walls=(30.0, 90.0, 30.0, 31.0, 90.0))])
+    assert found is not None
+    assert math.isfinite(found.ci95.high)
+
+
+def test_fewer_than_five_blocks_in_every_round_have_no_drift() -> None:
+    short = one_round(1, (30.0, 31.0, 32.0, 33.0))
+    assert drift([short, short]) is None
+    assert drift([]) is None
+    assert drift([short, one_round(2, (30.0,) * 5)]) == Drift(0.0, Interval(0.0, 0.0))
