@@ -31,7 +31,7 @@ def build_model(job: Job, device: torch.device) -> nn.Module:
         # Their own initialisation draws truncated normals for minutes (torchvision issue 1797).
         kwargs |= {"init_weights": False, "aux_logits": False}
     if named is None:
-        kwargs |= _size_argument(job.model, job.image_size)
+        kwargs |= size_argument(job.model, job.image_size)
     with device if job.weights is None else contextlib.nullcontext():
         model: nn.Module = builder(weights=named, **kwargs)
     if job.weights and not named:
@@ -50,7 +50,7 @@ def _check_size(job: Job) -> None:
         raise ValueError(f"{job.model} takes multiples of {patch} pixels, not model.image_size={job.image_size}")
 
 
-def _size_argument(model: str, size: int) -> dict[str, Any]:
+def size_argument(model: str, size: int) -> dict[str, Any]:
     """What the builders of models that are built for one input size call it (torchvision 0.16 to 0.29)."""
     if model.startswith("vit_"):
         return {"image_size": size}

@@ -65,7 +65,7 @@ def rates_key(environment: Environment) -> RatesKey:
         environment.gpu_uuid or environment.cpu_model or environment.device,
         environment.driver,
         environment.power_mode,
-        environment.torch,
+        str(environment.torch),
     )
 
 

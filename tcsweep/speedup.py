@@ -10,7 +10,6 @@ from tcsweep.explain import SUSPECT, Verdict, verdicts
 from tcsweep.job import Failure, Job, Outcome, Result, Skipped
 from tcsweep.stats import Figures, Interval, figures, geometric_mean, log_interval, round_throughput
 
-
 OK = "ok"  # the verdict where none holds
 
 

@@ -17,6 +17,8 @@ from typing import Any
 
 from tcsweep import resume, store
 from tcsweep.devices import Resolved
+from tcsweep.devices.telemetry import Absent, Reader, Sampler, Windows, open_reader
+from tcsweep.evidence.facts import DeviceState
 from tcsweep.job import (
     MEASUREMENT_VERSION,
     SCHEMA_VERSION,
@@ -35,6 +37,7 @@ from tcsweep.lock import device_lock
 from tcsweep.measure import Hint, RoundRequest
 from tcsweep.mistakes import Interrupted, Mistake, NothingToMeasure, cannot_write, first_line
 from tcsweep.plan import Planned, order, plan
+from tcsweep.references import References
 from tcsweep.report.progress import Progress
 from tcsweep.report.words import count
 from tcsweep.stats import log_interval, round_throughput
@@ -275,7 +278,7 @@ class Runner:
         self._states, self._progress = states, progress
         self._by_planned = {s.planned.job: s for s in states}
         self._references = References(server, folder)
-        self._readers: dict[str, Reader | None] = {}  # of what each GPU says of itself
+        self._readers: dict[str, Reader | Absent] = {}  # of what each GPU says of itself
 
     def run(self) -> int | None:
         """Measure everything; the number of the signal that interrupted it, None where none did."""
@@ -404,7 +407,7 @@ class Runner:
             self._progress.failed(job.label, _overrides(job), f"{value.reason} (stage: {value.stage})")
             self._forget_rounds(state)
         else:
-            seen = sampler.state(value.timed_from, value.timed_until, _idle(asked_at, stages))
+            seen = _device_state(sampler, value, asked_at, stages)
             state.rounds.append(dataclasses.replace(value, device_state=seen))
             self._progress.round_done(job.label, number, round_throughput(job.batch, value))
         store.save_outcome(self._folder, _outcome(state, False))
@@ -412,6 +415,19 @@ class Runner:
     def _forget_rounds(self, state: State) -> None:
         """Take the rounds that a job will not have out of the bar."""
         self._progress.added_rounds(-max(0, state.job.measure.rounds - len(state.rounds)))
+
+    def _watched(self, environment: Environment) -> Sampler:
+        """The sampler for one worker on a device."""
+        name = environment.device
+        if name not in self._readers:
+            on_gpu = name.startswith("cuda")
+            self._readers[name] = open_reader(environment.gpu_uuid) if on_gpu else Absent("a CPU: see the host's state")
+        own = self._server
+
+        def pids() -> set[int]:
+            return {own.worker_pid} if own.worker_pid is not None else set()
+
+        return Sampler(self._readers[name], own_pids=pids)
 
     def _listen_to_stages(self, kind: str, said: Any) -> None:
         if kind == "stage":
@@ -472,6 +488,16 @@ def _outcome(state: State, interrupted: bool) -> Outcome:
         )
     stopped = state.stopped or ("interrupted" if interrupted and short else None)
     return Result(rounds=tuple(state.rounds), stopped=stopped, **common)
+
+
+def _device_state(
+    sampler: Sampler, measured: Round, asked_at: float, stages: Mapping[str, float]
+) -> DeviceState | None:
+    """What was seen of the device in a round. Until its model is built a worker runs nothing on the GPU."""
+    if measured.timed_from is None or measured.timed_until is None:
+        return None
+    idle = ((asked_at, stages["build"]),) if "build" in stages else ()
+    return sampler.state(Windows((measured.timed_from, measured.timed_until), idle))
 
 
 def _holds_much(measured: Round, environment: Environment) -> bool:

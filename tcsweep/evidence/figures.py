@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from statistics import median
+from typing import Any
 
 from tcsweep.devices.peaks import fastest_flops
 from tcsweep.evidence.facts import DeviceSample, Evidence
@@ -39,7 +40,7 @@ def seen(result: Result, derived: Figures) -> Seen:
     """The figures of a job's evidence."""
     evidence = result.evidence
     samples = timed_samples(result)
-    state = {
+    state: dict[str, Any] = {
         "sm_mhz": _median([s.sm_mhz for s in samples]),
         "power_w": _median([s.power_w for s in samples]),
         "temperature_c": _median([s.temperature_c for s in samples]),

@@ -53,7 +53,11 @@ KINDS: tuple[tuple[Kind, re.Pattern[str]], ...] = (
 UNITS: tuple[tuple[Unit, re.Pattern[str]], ...] = (
     # FFMA is the float32 instruction; "simt" is CUTLASS's word for CUDA cores; cuDNN's scudnn is its float32 SASS.
     ("cuda-core", _any(r"_ffma_", r"simt", r"scudnn(?!_fp16)(?!.*(884|1688|16816))", r"convolve_sgemm", r"fft")),
-    ("cuda-core", _any(r"sgemm(?!.*(884|1688|16816))", r"winograd(?!.*(884|1688|16816|tensor))", r"depthwise", r"gemv")),
+    ("cuda-core", _any(r"sgemm(?!.*(884|1688|16816))", r"winograd(?!.*(884|1688|16816|tensor))")),
+    (
+        "cuda-core",
+        _any(r"depthwise", r"gemv"),
+    ),
     # HMMA and IMMA shapes of Volta (884), Turing (1688, 8816) and Ampere (16816, 16832, 1688 in TF32).
     ("tensor-core", _any(r"[hisdb](884|1688|8816|16816|16832|16864)", r"tensorop", r"tensor\d+x\d+x\d+")),
     # Hopper's warpgroup instructions, Blackwell's tcgen05 ("utcmma"), and the older ones by name.
@@ -95,7 +99,7 @@ ARITHMETIC: tuple[tuple[str | None, re.Pattern[str]], ...] = (
 
 
 def arithmetic(name: str) -> str | None:
-    """"float32", "tf32", "float16", "bfloat16" or "int8" where a kernel's name says what it multiplies in, else None."""
+    """What a kernel's name says that it multiplies in: "float32", "tf32", "float16", "bfloat16", "int8"; else None."""
     return next((dtype for dtype, pattern in ARITHMETIC if pattern.search(name)), None)
 
 

@@ -1,5 +1,5 @@
-"""Outputs against float32's. Random weights are calibrated first, since as drawn they make most networks say the same of
-every image, or next to nothing. For workers: imports torch."""
+"""Outputs against float32's. Random weights are calibrated first, since as drawn they make most networks say the same
+of every image, or next to nothing. For workers: imports torch."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def apply_calibration(model: nn.Module, calibration: Mapping[str, Tensor]) -> No
 
 @contextmanager
 def _batch_norms_learning(model: nn.Module) -> Iterator[None]:
-    """Batch norms alone in training mode, so that one pass over some inputs sets their statistics to the mean over it."""
+    """Batch norms alone in training mode, as one pass over inputs sets their statistics."""
     norms = [m for m in model.modules() if isinstance(m, BATCH_NORMS) and m.track_running_stats]
     momenta = [m.momentum for m in norms]
     for norm in norms:
@@ -162,7 +162,7 @@ def _quieten_branches(model: nn.Module, inputs: Tensor) -> None:
 
 
 def _normalise_head(model: nn.Module, inputs: Tensor) -> None:
-    """Scale the last layer, a linear one or a convolution, so that the logits' deviation over inputs is 1, their mean 0."""
+    """Scale the last layer, linear or a convolution, so that the logits' deviation over inputs is 1, their mean 0."""
     ran: list[nn.Module] = []
     layers = [m for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
     handles = [m.register_forward_hook(lambda m, args, out: ran.append(m)) for m in layers]
@@ -180,11 +180,11 @@ def _normalise_head(model: nn.Module, inputs: Tensor) -> None:
     deviation = drawn.std(dim=0).mean()
     if not deviation > 0:
         return
-    head.weight /= deviation
+    head.weight.div_(deviation)
     if head.bias is not None:
         if isinstance(head, nn.Linear):  # after a convolution comes a ReLU, whose zeros would move
-            head.bias -= drawn.mean(dim=0)
-        head.bias /= deviation
+            head.bias.sub_(drawn.mean(dim=0))
+        head.bias.div_(deviation)
 
 
 def logits(output: Any) -> Tensor:

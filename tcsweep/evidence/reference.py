@@ -73,4 +73,4 @@ def _rates(request: ReferenceRequest) -> dict[str, float]:
         rates = cached_rates(request.rates_key, folder, lambda: measure_rates(request.job.device))
     except Exception:  # a yardstick only: without it there is no roof
         return {}
-    return {**rates.gemm_flops_s, "copy": rates.copy_bytes_s}
+    return {**{name: tflops * 1e12 for name, tflops in rates.gemm_tflops.items()}, "copy": rates.copy_gb_s * 1e9}

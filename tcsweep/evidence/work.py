@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tcsweep.evidence.facts import LayerWork, Work
 from tcsweep.mistakes import first_line
-from tcsweep.models import _size_argument
+from tcsweep.models import size_argument
 
 _INPUT = -1  # in the place of a layer's number: made from the model's input before any layer
 
@@ -55,7 +55,7 @@ def layers_of(model: nn.Module, x: Tensor) -> tuple[LayerWork, ...]:
 
 def _build(name: str, image_size: int) -> nn.Module:
     """The model as `tcsweep.models.build_model` builds it, on the meta device, in eval mode."""
-    kwargs: dict[str, Any] = _size_argument(name, image_size)
+    kwargs: dict[str, Any] = size_argument(name, image_size)
     if name in ("inception_v3", "googlenet"):
         kwargs |= {"init_weights": False, "aux_logits": False}
     with _WeightsOnMeta():

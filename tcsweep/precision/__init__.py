@@ -187,7 +187,9 @@ def _refuse_patched_torch() -> None:
     """An O1 level leaves torch's functions wrapped, so anything prepared after it in the process would lie."""
     import torch
 
-    if not _patched_torch_allowed and hasattr(torch.nn.functional.conv2d, "__wrapped__"):  # a builtin has none; apex and the twin leave one
+    if _patched_torch_allowed:
+        return
+    if hasattr(torch.nn.functional.conv2d, "__wrapped__"):  # a builtin has none; apex and the twin leave one
         raise RuntimeError("torch's functions are patched in this process (an O1 level ran here): use a fresh process")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tcsweep.explain import SUSPECT
 from tcsweep.job import Environment, Failure, Result, Sweep
 from tcsweep.report.words import (
     amp_titles,
@@ -14,7 +15,7 @@ from tcsweep.report.words import (
     one_line,
     precision_labels,
 )
-from tcsweep.speedup import SUSPECT, Row
+from tcsweep.speedup import Row
 
 KINDS = {
     "gpu-memory": "out of GPU memory",
@@ -125,7 +126,12 @@ def closing(sweep: Sweep, rows: Sequence[Row]) -> str:
     tally = {name: sum(o.status == status for o in asked) for status, name in _STATUS_WORDS.items()}
     said = [f"{n} {name}" for name, n in {**tally, "not reached": missing}.items() if n or name == "measured"]
     doubtful = sum(r.verdict == SUSPECT for r in rows)
-    parts = [f"{count(len(asked) + missing, 'job')}: {', '.join(said)}", f"{doubtful} suspect" if doubtful else "", _added(rows), _rounds(rows)]
+    parts = [
+        f"{count(len(asked) + missing, 'job')}: {', '.join(said)}",
+        f"{doubtful} suspect" if doubtful else "",
+        _added(rows),
+        _rounds(rows),
+    ]
     parts.append(duration(sweep.wall_s) if sweep.wall_s is not None else "")
     start = "" if sweep.status == "finished" else f"{_UNFINISHED[sweep.status]}; "
     return start + "; ".join(p for p in parts if p)

@@ -14,9 +14,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from tcsweep.explain import SUSPECT
 from tcsweep.job import Failure, Job, Skipped, Sweep
 from tcsweep.report.words import device_title, group_title, precision_labels
-from tcsweep.speedup import SUSPECT, Row
+from tcsweep.speedup import Row
 from tcsweep.stats import Interval
 from tcsweep.store import write_file
 

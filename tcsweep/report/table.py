@@ -11,7 +11,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from tcsweep.explain import Verdict
+from tcsweep.explain import SUSPECT, Verdict
 from tcsweep.job import Failure, Job, Skipped, Sweep
 from tcsweep.report.frame import ONCE, closing, failure_words, failures, footnotes, heading, suspicions
 from tcsweep.report.words import (
@@ -26,7 +26,7 @@ from tcsweep.report.words import (
     span,
     times,
 )
-from tcsweep.speedup import OK, SUSPECT, Row, Speedup
+from tcsweep.speedup import OK, Row, Speedup
 
 GAP = 2  # columns between two columns
 NOTE_LEAST = 14  # "no difference" and "added baseline" on one line
