@@ -33,12 +33,12 @@ def host(tmp_path: Path) -> Path:
         proc__stat="cpu  1000 0 500 8000 500 0 0 0 0 0\ncpu0 250 0 125 2000 125 0 0 0 0 0\nintr 5\n",
         proc__loadavg="3.25 2.00 1.00 2/300 4711\n",
         proc__self__status="Name:\tpython\nCpus_allowed:\tf\nCpus_allowed_list:\t0-2,8\nMems_allowed_list:\t0\n",
-        proc__self__cgroup="0::/work/job\n",
+        proc__self__cgroup="0::/batch/job\n",
     )
     put(tmp_path, proc__self__stat=process(tmp_path, 50, 1, 100, 20, 0, 0))
     process(tmp_path, 51, 50, 30, 0, 0, 0)
     process(tmp_path, 1, 0, 700, 0, 9, 9)
-    group = tmp_path / "sys/fs/cgroup/work/job"
+    group = tmp_path / "sys/fs/cgroup/batch/job"
     group.mkdir(parents=True)
     (group / "cpu.max").write_text("250000 100000\n")
     (group / "cpu.stat").write_text("usage_usec 5\nnr_periods 100\nnr_throttled 7\nthrottled_usec 1\n")
@@ -51,7 +51,7 @@ def test_everything_is_read_from_a_host_that_tells_all(host: Path) -> None:
     put(host, proc__stat="cpu  1150 0 590 8140 520 0 0 0 0 0\n")
     process(host, 50, 1, 180, 40, 0, 0)
     process(host, 51, 50, 80, 10, 0, 0)
-    (host / "sys/fs/cgroup/work/job/cpu.stat").write_text("nr_periods 110\nnr_throttled 10\n")
+    (host / "sys/fs/cgroup/batch/job/cpu.stat").write_text("nr_periods 110\nnr_throttled 10\n")
     assert state() == HostState(
         cpu_quota=2.5, affinity=4, threads=2, throttled=3, load_1m=3.25, foreign_load=(240 - 160) / 400
     )
