@@ -21,10 +21,11 @@ PROFILED_ITERATIONS = 3  # the last is kept: the first ones pay for the profiler
 BUSY_MS = 100.0  # long enough that the clock is the timed blocks', too short to heat
 BUSY_ITERATIONS = 200  # the launch queue holds about a thousand kernels: more would only wait there
 
-NO_RIGHT = (
-    "the profiler saw no kernel: in a container start it with --cap-add=SYS_ADMIN, or on the host set "
+_MEND = (
+    "in a container start it with --cap-add=SYS_ADMIN, or on the host set "
     "`options nvidia NVreg_RestrictProfilingToAdminUsers=0` in /etc/modprobe.d and reboot, or run with sudo"
 )
+NO_KERNELS = f"the profiler saw no kernel: {_MEND}"
 
 # --- which unit, which kind of work -----------------------------------------------------------------------------------
 
@@ -66,14 +67,22 @@ _RULES: tuple[tuple[str, Unit, Kind], ...] = (
     (r"(?<![a-z])[shi]cudnn", "cuda-core", _CONV),  # "volta_scudnn_128x64_relu_small_nn_v1"
     (r"convolve_[a-z]*gemm|convolve_common_engine", "cuda-core", _CONV),  # "implicit_convolve_sgemm<float, ..."
     (r"(?<![a-z0-9])g?[shcdz]gemm(?![a-z])", "cuda-core", _CONV),  # "volta_sgemm_64x64_nn", "volta_gcgemm_32x32_nt"
-    (r"gemv|gemmSN_|gemmk1_|splitKreduce|(?<![a-z])dot_kernel", "cuda-core", _CONV),  # cuBLAS (seen)
+    (
+        r"gemv|gemmSN_|gemmk1_|splitKreduce|(?<![a-z])dot_kernel|reduce_1Block_kernel",
+        "cuda-core",
+        _CONV,
+    ),  # cuBLAS (seen)
     (r"^(?!.*(?:884|1688|16816|tensor\d|tensorop|hmma)).*winograd", "cuda-core", _CONV),  # cuDNN (seen)
-    (r"(?:^|[ _:])fft\dd_|_fft(?:<|_|\b)|flip_filter", "cuda-core", _CONV),  # cuDNN: "fft2d_r2c_16x16"
+    (
+        r"(?:^|[ _:])fft\dd_|_fft(?:<|_|\b)|flip_filter|pointwise_mult_and_sum_complex",
+        "cuda-core",
+        _CONV,
+    ),  # cuDNN: "fft2d_r2c_16x16"
     # Depthwise and grouped: ATen, native/cuda/DepthwiseConv2d.cu and DepthwiseConv3d.cu; cuDNN (seen).
     (r"conv_depthwise[23]d", "cuda-core", _CONV),
     (r"grouped_direct_kernel|dgrad_engine|[dw]grad\w*_alg\d|conv2d_c1_k1", "cuda-core", _CONV),
     # What a convolution does besides its products: index tables (cuDNN, seen), columns (ATen, native/cuda/im2col.cuh).
-    (r"compute\w*Offsets|im2col|col2im|vol2col|col2vol", "cuda-core", _CONV),
+    (r"compute\w*Offsets|precompute_indices|init_device_workspace|im2col|col2im|vol2col|col2vol", "cuda-core", _CONV),
     # Tensor cores. cuBLAS and cuDNN name the instruction's shape, with h, s, i, d for what it adds up in (seen);
     # CUTLASS, python/cutlass_library/gemm_operation.py: "s1688gemm", "tensorop", "wmma_tensorop".
     (_INSTRUCTION, "tensor-core", _CONV),
@@ -100,7 +109,7 @@ _RULES: tuple[tuple[str, Unit, Kind], ...] = (
     # ATen, native/cuda/CUDALoops.cuh; cuDNN's and cuBLAS's bias and activation (seen).
     (r"elementwise|pointwise|CUDAFunctor|FillFunctor", "cuda-core", "elementwise"),
     (r"op_(?:generic_)?tensor_kernel|add_tensor_kernel|scalePackedTensor|activation_fw", "cuda-core", "elementwise"),
-    (r"cublasLt::epilogue|transform_bias_rescale_qkv", "cuda-core", "elementwise"),
+    (r"cublasLt::epilogue|(?<![a-z])scal_kernel|transform_bias_rescale_qkv", "cuda-core", "elementwise"),
     (r"(?i)attention|fmha|sdpa", "unknown", "attention"),
     (r"(?i)gemm|matmul|cutlass|xmma|[fdw]grad(?:_|\d)|fprop|(?<![a-z])conv(?:olution|olve|\dd|_)", "unknown", _CONV),
 )
@@ -139,7 +148,7 @@ _ARITHMETIC: tuple[tuple[str, str | None], ...] = (
     (rf"xmma_\w*_{_T}{_T}_f16{_T}(?:_|\b)", "float16"),
     (rf"xmma_\w*_{_T}{_T}_[iu]8{_T}(?:_|\b)", "int8"),
     (rf"xmma_\w*_{_T}{_T}_(?:e4m3|e5m2){_T}(?:_|\b)", "fp8"),
-    (rf"xmma_\w*_f32f32_f32f32_f32(?:_|\b)(?!.*tensor\d)", "float32"),
+    (r"xmma_\w*_f32f32_f32f32_f32(?:_|\b)(?!.*tensor\d)", "float32"),
     (r"xmma_\w*_f16f16_f32_f16_\w*hmma", "float16"),  # cuDNN's first layers (seen)
     (r"xmma_", None),
     # An integer instruction, before the type of what it scales to: "turing_fp16_i8816cudnn_int8_...".
@@ -172,7 +181,7 @@ _ARITHMETIC: tuple[tuple[str, str | None], ...] = (
     (r"nvjet_(?:sm\d+_)?qq[a-z]{3}_", "fp8"),
     # CUDA cores. A name that also says half reads half and multiplies in float32, or does not: it does not tell.
     (r"__half|half_t|bfloat16|fp16|_f16|int8", None),
-    (r"(?<![a-z0-9])sgemm_|(?<![a-z])scudnn_|convolve_sgemm<float, (?:float|int),", "float32"),
+    (r"(?<![a-z0-9])sgemm_|(?<![a-z])scudnn_|convolve_sgemm<float, (?:float|int|\d+),", "float32"),
 )
 _COMPILED_ARITHMETIC = tuple((re.compile(pattern), dtype) for pattern, dtype in _ARITHMETIC)
 
@@ -265,7 +274,7 @@ def profiled(iteration: Callable[[], Any], iteration_ms: float) -> Kernels:
     if isinstance(stopped, str):
         return Kernels(missing=stopped)
     if not stopped:
-        return Kernels(missing=NO_RIGHT)
+        return Kernels(missing=NO_KERNELS)
     last = last_iteration(stopped, PROFILED_ITERATIONS)
     if last is None:
         return Kernels(missing=f"{len(stopped)} kernels in {PROFILED_ITERATIONS} iterations that are not alike")
@@ -306,6 +315,4 @@ def _ms(event: Any, what: str) -> float:
 
 def _failed(error: Exception) -> str:
     reason = next(iter(str(error).splitlines()), "")
-    return (
-        f"the profiler failed ({type(error).__name__}: {reason}); if for want of rights: {NO_RIGHT.split(': ', 1)[1]}"
-    )
+    return f"the profiler failed ({type(error).__name__}: {reason}); if it lacks the right to profile: {_MEND}"
