@@ -164,8 +164,11 @@ def fake(monkeypatch):
     return install
 
 
+SINCE_1970_NS = 1_795_000_000_123_456_789
+
+
 def three(*names):
-    return [event(name, 1_000_000 * i, 500_000) for i, name in enumerate(names * 3)]
+    return [event(name, SINCE_1970_NS + 1_000_000 * i, 500_000) for i, name in enumerate(names * 3)]
 
 
 def test_a_profile_is_of_the_last_of_three_iterations_after_a_busy_tenth_of_a_second(fake):
@@ -281,3 +284,10 @@ def test_a_matrix_product_in_half_is_seen_on_the_gpu():
 
 def test_the_module_does_not_import_torch_until_asked():
     assert not hasattr(kernels, "torch")
+
+
+def test_times_since_1970_keep_their_nanoseconds(fake):
+    _, iteration, _ = fake([event(SGEMM, SINCE_1970_NS + 1001 * i, 1001) for i in range(3)])
+    assert profiled(iteration, 50.0) == Kernels(
+        (Kernel(SGEMM, 1, 0.001001, "cuda-core", "convolution/GEMM"),), union_ms=pytest.approx(0.001001, abs=1e-12)
+    )

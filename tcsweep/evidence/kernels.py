@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -89,7 +90,7 @@ _RULES: tuple[tuple[str, Unit, Kind], ...] = (
     (r"tensorop|OpClass(?:Wmma)?TensorOp", "tensor-core", _CONV),
     (r"tensor\d+x\d+x\d+", "tensor-core", _CONV),  # xmma (seen): "tensor16x8x16"
     (r"(?<![a-z])(?:[bdhiq]?gmma|wgmma|[bdhiq]mma|tcgen05|utc[a-z]*mma)(?![a-z])", "tensor-core", _CONV),  # SASS, PTX
-    (r"(?:^|_)nvjet_", "tensor-core", _CONV),  # cuBLAS 12.5 and newer (seen): Hopper, Blackwell
+    (r"(?:^|_)nvjet_", "tensor-core", _CONV),  # cuBLAS (seen): Hopper and Blackwell
     (r"xmma\w*_warpgroupsize", "tensor-core", _CONV),  # a warp group is Hopper's unit of wgmma
     # CUTLASS, include/cute/arch/mma_sm*.hpp: names of the instructions in template arguments.
     (r"SM(?:7[05]|8\d|9\d|1[0-2]\d)_(?:\d+x\d+x\d+_|MMA_)[FSUBT]", "tensor-core", _CONV),
@@ -261,8 +262,10 @@ def profiled(iteration: Callable[[], Any], iteration_ms: float) -> Kernels:
         iteration()
     torch.cuda.synchronize()
     try:
-        profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA])
-        profiler.start()
+        with warnings.catch_warnings():  # torch 2.11 warns of cycles, and there is one
+            warnings.filterwarnings("ignore", message=".*Profiler clears events")
+            profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA])
+            profiler.start()
     except Exception as error:
         return Kernels(missing=_failed(error))
     try:
@@ -295,22 +298,23 @@ def _stop(profiler: Any) -> list[Event] | str:
 
 
 def _device_events(events: Sequence[Any]) -> list[Event]:
-    """Kernels, copies and memsets among Kineto's events: not the CUDA API's calls, annotations or waits."""
-    return [
-        (event.name(), _ms(event, "start"), _ms(event, "duration"))
-        for event in events
-        if event.device_type().name == "CUDA" and not _NO_WORK.search(event.name())
-    ]
+    """Kernels, copies and memsets among Kineto's events: not the CUDA API's calls, annotations or waits.
+
+    Starts are from the first event: since 1970, milliseconds in a float are known to a quarter of a microsecond only.
+    """
+    found = [e for e in events if e.device_type().name == "CUDA" and not _NO_WORK.search(e.name())]
+    first_ns = min((_ns(event, "start") for event in found), default=0)
+    return [(e.name(), (_ns(e, "start") - first_ns) / 1e6, _ns(e, "duration") / 1e6) for e in found]
 
 
 # Kineto's, on the device's timeline: an annotation spans kernels, a synchronisation waits for them.
 _NO_WORK = re.compile(r"^(?:cu(?:da)?[A-Z]\w*|(?:Context|Event|Stream) (?:Sync\w*|Wait\w*).*|ProfilerStep#?.*)$")
 
 
-def _ms(event: Any, what: str) -> float:
-    """Kineto's `start` or `duration`: in nanoseconds, before torch 2.4 in microseconds only."""
+def _ns(event: Any, what: str) -> int:
+    """Kineto's `start` or `duration`: in nanoseconds, in older torch (2.1 among them) in microseconds only."""
     in_ns = getattr(event, f"{what}_ns", None)
-    return float(in_ns() / 1e6 if in_ns else getattr(event, f"{what}_us")() / 1e3)
+    return int(in_ns()) if in_ns else int(getattr(event, f"{what}_us")()) * 1000
 
 
 def _failed(error: Exception) -> str:
