@@ -1,4 +1,4 @@
-"""How far outputs may lie from the float32 reference before a job is suspect: data, read by the parent without torch."""
+"""How far outputs may lie from the float32 reference before a job is suspect: data, read by the parent, so no torch."""
 
 from __future__ import annotations
 

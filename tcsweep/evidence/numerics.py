@@ -32,6 +32,8 @@ CONTRAST = (0.3, 1.5)  # least and largest standard deviation of an image; norma
 CHUNK = 16  # images at once: what a small GPU holds of any torchvision classifier
 BRANCH_SCALE = 0.2  # of the last scale of a residual branch; near 1, as drawn, errors grow with each block
 HEAD_STD = 0.02  # of a head that was drawn as zeros
+NO_SPREAD = 1e-3  # of the largest singular value: directions below it hold no more than rounding errors
+HEADS = (nn.Linear, nn.Conv2d)
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def calibrate(model: nn.Module, inputs: Tensor) -> dict[str, Tensor]:
 
     The last scale of each residual branch becomes 0.2, batch norms take the statistics of the inputs, and the head is
     scaled and shifted to logits of mean 0 and mean deviation 1 over the inputs. Raises ValueError for fewer than 2
-    inputs and where no layer could be a head."""
+    inputs, where no layer could be a head, and where the outputs are the same for all inputs."""
     if len(inputs) < 2:
         raise ValueError(f"calibration needs 2 inputs at least, not {len(inputs)}: deviations are taken over them")
     model.eval()
@@ -163,18 +165,19 @@ def _take_statistics(model: nn.Module, inputs: Tensor) -> list[str]:
 
 def _scale_head(model: nn.Module, inputs: Tensor) -> list[str]:
     """Scale and shift the last layer to logits of mean 0 for each class and of mean deviation 1."""
-    seen: list[tuple[str, nn.Module, Tensor, Tensor]] = []  # of the last layer called: its features and logits
+    seen: list[tuple[str, nn.Module, Tensor]] = []  # layers in the order of their calls, and what they were given
 
     def keep(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
-        return lambda module, args, output: seen.append((name, module, args[0], output))
+        return lambda module, args, output: seen.append((name, module, args[0]))
 
-    layers = {m: keep(name) for name, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
+    layers: dict[nn.Module, Any] = {m: keep(name) for name, m in model.named_modules() if isinstance(m, HEADS)}
     with _hooked(layers):
         model(inputs[:1])
+    seen = [(n, m, f) for n, m, f in seen if isinstance(m, nn.Linear) or m.weight[0, 0].numel() == m.groups == 1]
     if not seen:
-        raise ValueError(f"no linear or convolution layer in {type(model).__name__} could be its head")
+        raise ValueError(f"no linear layer or 1x1 convolution in {type(model).__name__} could be its head")
     name, head = seen[-1][:2]
-    assert isinstance(head, (nn.Linear, nn.Conv2d))  # for mypy: only those are hooked
+    assert isinstance(head, HEADS)  # for mypy: only those are hooked
     if not head.weight.any():
         drawn = torch.randn(head.weight.shape, generator=torch.Generator().manual_seed(0)) * HEAD_STD
         head.weight.copy_(drawn)
@@ -182,23 +185,29 @@ def _scale_head(model: nn.Module, inputs: Tensor) -> list[str]:
     with _hooked({head: keep(name)}):
         for chunk in _even_chunks(inputs):
             model(chunk)
-    features = torch.cat([_samples(head, f) for _, _, f, _ in seen])
-    logits = torch.cat([_samples(head, z) for _, _, _, z in seen])
-    _normalise(head, features, logits)
+    _normalise(head, torch.cat([_samples(head, features) for _, _, features in seen]))
     return [f"{name}.{parameter}" for parameter, _ in head.named_parameters()]
 
 
-def _normalise(head: nn.Linear | nn.Conv2d, features: Tensor, logits: Tensor) -> None:
-    """Change the head so that these logits would have mean 0 and mean deviation 1. (samples, channels), float64."""
-    mean, deviation = logits.mean(0), logits.std(0).mean()
+def _normalise(head: nn.Linear | nn.Conv2d, features: Tensor) -> None:
+    """Change the head so that logits of these features (samples, channels) have mean 0 and mean deviation 1.
+
+    Its rows keep only their part in the directions in which the features differ, as a trained head's do: for these
+    inputs the rest adds a constant at most, but reads rounding errors in all of a drawn network's directions."""
+    mean = features.mean(0)
+    _, spread, directions = torch.linalg.svd(features - mean, full_matrices=False)
+    directions = directions[spread > NO_SPREAD * spread[0]]
+    weight = head.weight.reshape(len(head.weight), -1).to(features) @ directions.T @ directions
+    logits = features @ weight.T
+    deviation = logits.std(0).mean()
+    if not deviation > 0:
+        raise ValueError("the outputs do not depend on the inputs: nothing can be compared")
+    shift = logits.mean(0)
     if head.bias is not None:
-        head.bias.copy_((head.bias.double() - mean) / deviation)
-        head.weight.div_(deviation)
-        return
-    # Without a bias (maxvit_t) the mean logit is taken off along the mean feature: W' = W - mean f^T / |f|^2.
-    f = features.mean(0)
-    shift = torch.outer(mean, f) / f.square().sum()
-    head.weight.copy_((head.weight.double() - shift.reshape(head.weight.shape)) / deviation)
+        head.bias.copy_(-shift / deviation)
+    else:  # maxvit_t: the mean logit is taken off along the mean feature, W' = W - shift f^T / |f|^2
+        weight = weight - torch.outer(shift, mean) / mean.square().sum()
+    head.weight.copy_((weight / deviation).reshape(head.weight.shape))
 
 
 def _samples(layer: nn.Linear | nn.Conv2d, t: Tensor) -> Tensor:
