@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from tcsweep.evidence.facts import Numerics
+from tcsweep.evidence.limits import LIMITS
 from tcsweep.job import Job
 from tcsweep.models import build_model
 from tcsweep.precision import set_tf32
@@ -33,7 +34,9 @@ CHUNK = 16  # images at once: what a small GPU holds of any torchvision classifi
 BRANCH_SCALE = 0.2  # of the last scale of a residual branch; near 1, as drawn, errors grow with each block
 HEAD_STD = 0.02  # of a head that was drawn as zeros
 NO_SPREAD = 1e-3  # of the largest singular value: directions below it hold no more than rounding errors
-HEADS = (nn.Linear, nn.Conv2d)
+# Of batch norms, the first that will do. Long chains of batch norm and ReLU without skips (inception_v3) multiply an
+# error at each layer; with most units above zero they do so less. Trained networks need no such help.
+BIASES = (0.0, 0.5, 1.0)
 
 
 @dataclass(frozen=True)
@@ -71,14 +74,28 @@ def calibrate(model: nn.Module, inputs: Tensor) -> dict[str, Tensor]:
     return what was changed, by state-dict name, on the CPU. `inputs`: (n, 3, size, size), n at least 2, float32.
 
     The last scale of each residual branch becomes 0.2, batch norms take the statistics of the inputs, and the head is
-    scaled and shifted to logits of mean 0 and mean deviation 1 over the inputs. Raises ValueError for fewer than 2
-    inputs, where no layer could be a head, and where the outputs are the same for all inputs."""
+    scaled and shifted to logits of mean 0 and mean deviation 1 over the inputs. Where rounding the weights to bfloat16
+    would still move the outputs by a third of bf16's limit, the other batch norms get a positive bias. Raises
+    ValueError for fewer than 2 inputs, where no layer could be a head, and where all inputs give the same output."""
     if len(inputs) < 2:
         raise ValueError(f"calibration needs 2 inputs at least, not {len(inputs)}: deviations are taken over them")
     model.eval()
-    changed = [*_shrink_branches(model, inputs[:1]), *_take_statistics(model, inputs), *_scale_head(model, inputs)]
+    ends = _shrink_branches(model, inputs[:1])
+    norms = _batch_norms(model)
+    head_name, head = _find_head(model, inputs[:1])
+    drawn = head.weight.clone()
+    shifted: list[str] = []
+    for bias in BIASES:
+        shifted = _shift_norms(norms, ends, bias) if bias else []
+        _take_statistics(model, norms, inputs)
+        head.weight.copy_(drawn)
+        _scale_head(model, head, inputs)
+        if not norms or _rounding_error(model, inputs) < LIMITS["bf16"] / 3:
+            break
+    buffers = [f"{name}.{buffer}" for name, m in norms.items() for buffer in dict(m.named_buffers(recurse=False))]
+    parameters = [f"{head_name}.{parameter}" for parameter, _ in head.named_parameters()]
     state = model.state_dict()
-    return {name: state[name].detach().to("cpu", copy=True) for name in changed}
+    return {name: state[name].detach().to("cpu", copy=True) for name in (*ends, *shifted, *buffers, *parameters)}
 
 
 @torch.no_grad()
@@ -148,9 +165,22 @@ def _shrink_branches(model: nn.Module, inputs: Tensor) -> list[str]:
     return list(additions.ends)
 
 
-def _take_statistics(model: nn.Module, inputs: Tensor) -> list[str]:
+def _batch_norms(model: nn.Module) -> dict[str, _BatchNorm]:
+    """Those that normalise by statistics of their own, by name."""
+    modules = model.named_modules()
+    return {name: m for name, m in modules if isinstance(m, _BatchNorm) and m.running_mean is not None}
+
+
+def _shift_norms(norms: Mapping[str, _BatchNorm], ends: list[str], bias: float) -> list[str]:
+    """Set the bias of batch norms that do not end a branch; its name in the state dict."""
+    shifted = {name: m for name, m in norms.items() if m.bias is not None and f"{name}.weight" not in ends}
+    for m in shifted.values():
+        m.bias.fill_(bias)
+    return [f"{name}.bias" for name in shifted]
+
+
+def _take_statistics(model: nn.Module, norms: Mapping[str, _BatchNorm], inputs: Tensor) -> None:
     """Give batch norms the statistics of the inputs. All else stays in eval mode: no dropout, no stochastic depth."""
-    norms = {name: m for name, m in model.named_modules() if isinstance(m, _BatchNorm) and m.running_mean is not None}
     momenta = {m: m.momentum for m in norms.values()}
     for m in norms.values():
         m.reset_running_stats()
@@ -162,32 +192,47 @@ def _take_statistics(model: nn.Module, inputs: Tensor) -> list[str]:
     for m, momentum in momenta.items():
         m.momentum = momentum
         m.eval()
-    return [f"{name}.{buffer}" for name, m in norms.items() for buffer in dict(m.named_buffers(recurse=False))]
 
 
-def _scale_head(model: nn.Module, inputs: Tensor) -> list[str]:
-    """Scale and shift the last layer to logits of mean 0 for each class and of mean deviation 1."""
-    seen: list[tuple[str, nn.Module, Tensor]] = []  # layers in the order of their calls, and what they were given
+def _rounding_error(model: nn.Module, inputs: Tensor) -> float:
+    """The relative norm error that comes of rounding the parameters to bfloat16."""
+    chunk = inputs[:CHUNK]
+    exact = _first_tensor(model(chunk))
+    kept = {p: p.clone() for p in model.parameters()}
+    for p in kept:
+        p.copy_(p.bfloat16())
+    rounded = _first_tensor(model(chunk))
+    for p, value in kept.items():
+        p.copy_(value)
+    return float((rounded - exact).norm() / exact.norm())
 
-    def keep(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
-        return lambda module, args, output: seen.append((name, module, args[0]))
 
-    layers: dict[nn.Module, Any] = {m: keep(name) for name, m in model.named_modules() if _could_be_head(m)}
-    with _hooked(layers):
-        model(inputs[:1])
-    if not seen:
+def _find_head(model: nn.Module, inputs: Tensor) -> tuple[str, nn.Linear | nn.Conv2d]:
+    """The last layer called that could be the head; drawn anew where it is zero (vision transformers)."""
+    called: list[tuple[str, nn.Module]] = []
+
+    def note(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        return lambda module, args, output: called.append((name, module))
+
+    with _hooked({m: note(name) for name, m in model.named_modules() if _could_be_head(m)}):
+        model(inputs)
+    if not called:
         raise ValueError(f"no linear layer or 1x1 convolution in {type(model).__name__} could be its head")
-    name, head = seen[-1][:2]
-    assert isinstance(head, HEADS)  # for mypy: only those are hooked
+    name, head = called[-1]
+    assert isinstance(head, (nn.Linear, nn.Conv2d))  # for mypy: only those are hooked
     if not head.weight.any():
-        drawn = torch.randn(head.weight.shape, generator=torch.Generator().manual_seed(0)) * HEAD_STD
-        head.weight.copy_(drawn)
-    seen.clear()
-    with _hooked({head: keep(name)}):
+        generator = torch.Generator().manual_seed(0)
+        head.weight.copy_(torch.randn(head.weight.shape, generator=generator) * HEAD_STD)
+    return name, head
+
+
+def _scale_head(model: nn.Module, head: nn.Linear | nn.Conv2d, inputs: Tensor) -> None:
+    """Scale and shift the last layer to logits of mean 0 for each class and of mean deviation 1."""
+    features: list[Tensor] = []
+    with _hooked({head: lambda module, args, output: features.append(_samples(head, args[0]))}):
         for chunk in _even_chunks(inputs):
             model(chunk)
-    _normalise(head, torch.cat([_samples(head, features) for _, _, features in seen]))
-    return [f"{name}.{parameter}" for parameter, _ in head.named_parameters()]
+    _normalise(head, torch.cat(features))
 
 
 def _could_be_head(module: nn.Module) -> bool:
