@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from tcsweep.engines import ENGINES
 from tcsweep.evidence.arithmetic import arithmetic
 from tcsweep.evidence.collect import collect
 from tcsweep.evidence.host import watch as watch_host
-from tcsweep.evidence.numerics import apply_calibration, load_reference
+from tcsweep.evidence.numerics import Reference, apply_calibration, load_reference
 from tcsweep.failures import classify
 from tcsweep.job import Round
 from tcsweep.measure import RoundRequest, Watch, run_round
@@ -110,7 +111,7 @@ def measure_round(request: RoundRequest, tell: Tell) -> Round:
             torch.cuda.synchronize()
     # Not in inference mode: its tensors could be neither cast in place nor cached as apex caches them.
     with stages.stage("build"), torch.no_grad():
-        reference = load_reference(request.reference.path) if request.reference and request.reference.path else None
+        reference = _reference(request)
         model = build_model(job, device)
         if reference is not None:
             apply_calibration(model, reference.calibration)
@@ -170,6 +171,11 @@ def measure_round(request: RoundRequest, tell: Tell) -> Round:
         worker_s=time.monotonic() - request.asked_at,
         stage_s={**measured.stage_s, "evidence": stages.seconds["evidence"]},
     )
+
+
+def _reference(request: RoundRequest) -> Reference | None:
+    path = request.reference and request.reference.path
+    return load_reference(Path(path)) if path else None
 
 
 class _AtOnce(Tell):

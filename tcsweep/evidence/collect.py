@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -73,8 +74,9 @@ def _numerics(
     calls = max(1, int(NUMERICS_S / (iteration_ms / 1e3)))
     number = min(len(outputs.outputs), calls * len(x))
     try:
-        inputs = structured_inputs(len(outputs.outputs), x.shape[-1], outputs.seed, x.device)[:number]
-        return compare(run_through(observing, x, inputs), outputs.outputs[:number])
+        inputs = structured_inputs(number, x.shape[-1], outputs.seed, x.device)
+        wanted = dataclasses.replace(outputs, outputs=outputs.outputs[:number])
+        return compare(run_through(observing, x, inputs), wanted)
     except Exception as error:
         return Numerics(missing=_said(error))
 

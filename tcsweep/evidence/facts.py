@@ -104,8 +104,8 @@ class Numerics:
     inputs: int = 0
     relative_error: float | None = None  # norm of the difference over the norm of the reference
     cosine: float | None = None  # the least over inputs
-    top1_agreement: float | None = None  # among the inputs counted
-    top1_counted: int = 0  # those whose reference margin exceeds twice the largest error
+    top1_agreement: float | None = None  # share of the inputs
+    top1_clear: int = 0  # inputs whose reference margin exceeds twice their largest error: rounding cannot flip them
     nan: int = 0
     inf: int = 0
     missing: str | None = None  # why nothing was compared

@@ -51,7 +51,7 @@ def make(request: ReferenceRequest, tell: Tell) -> Reference:
     missing: str | None = None
     try:
         number = INPUTS_GPU if device.type == "cuda" else INPUTS_CPU
-        save_reference(Path(request.path), make_reference(job, number, device))
+        save_reference(make_reference(job, number, device), Path(request.path))
     except Exception as error:
         missing = first_line(str(error)) or type(error).__name__
     rates = request.keeps or _rates(request)
