@@ -93,6 +93,7 @@ def test_a_summary_groups_by_name_longest_first_and_keeps_the_union():
             Kernel(RELU, 1, 1.0, "cuda-core", "elementwise"),
         ),
         union_ms=6.0,
+        span_ms=7.0,
     )
 
 
@@ -194,6 +195,7 @@ def test_a_profile_is_of_the_last_of_three_iterations_after_a_busy_tenth_of_a_se
             Kernel(SGEMM, 1, 0.5, "cuda-core", "convolution/GEMM"),
         ),
         union_ms=1.0,
+        span_ms=1.5,
     )
 
 
@@ -216,7 +218,7 @@ def test_the_microseconds_of_older_torch_are_read_too(fake):
     ]
     _, iteration, _ = fake(old)
     assert profiled(iteration, 50.0) == Kernels(
-        (Kernel(SGEMM, 1, 0.25, "cuda-core", "convolution/GEMM"),), union_ms=0.25
+        (Kernel(SGEMM, 1, 0.25, "cuda-core", "convolution/GEMM"),), union_ms=0.25, span_ms=0.25
     )
 
 
@@ -288,6 +290,7 @@ def test_the_module_does_not_import_torch_until_asked():
 
 def test_times_since_1970_keep_their_nanoseconds(fake):
     _, iteration, _ = fake([event(SGEMM, SINCE_1970_NS + 1001 * i, 1001) for i in range(3)])
+    ms = pytest.approx(0.001001, abs=1e-12)
     assert profiled(iteration, 50.0) == Kernels(
-        (Kernel(SGEMM, 1, 0.001001, "cuda-core", "convolution/GEMM"),), union_ms=pytest.approx(0.001001, abs=1e-12)
+        (Kernel(SGEMM, 1, 0.001001, "cuda-core", "convolution/GEMM"),), union_ms=ms, span_ms=ms
     )

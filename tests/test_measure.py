@@ -189,6 +189,8 @@ def test_a_whole_round_keeps_every_raw_time() -> None:
             "throughput": pytest.approx(0.51),
             "latency": pytest.approx(0.02),
         },
+        timed_from=pytest.approx(0.25),
+        timed_until=pytest.approx(0.76),
     )
 
 

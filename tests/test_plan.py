@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from tcsweep.devices import Resolved
-from tcsweep.engines import ENGINES, Engine
+from tcsweep.engines import ENGINES
 from tcsweep.job import Environment, Job
 from tcsweep.plan import Planned, order, plan
 
@@ -23,7 +23,9 @@ DEVICES = {
 
 @pytest.fixture
 def absent_engine(monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setitem(ENGINES, "absent", Engine("absent", ENGINES["eager"].build, lambda _: "no engine here"))
+    monkeypatch.setitem(
+        ENGINES, "absent", dataclasses.replace(ENGINES["eager"], name="absent", missing=lambda _: "no engine here")
+    )
     return "absent"
 
 
@@ -66,7 +68,7 @@ def test_a_baseline_that_was_asked_for_is_not_added_again() -> None:
 
 
 def test_an_engine_of_its_own_is_referred_to_eager_nchw(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(ENGINES, "other", Engine("other", ENGINES["eager"].build, lambda _: None))
+    monkeypatch.setitem(ENGINES, "other", dataclasses.replace(ENGINES["eager"], name="other"))
     asked = Job(device="cpu", engine="other", layout="nhwc")
     assert plan([asked], DEVICES) == [
         Planned(asked, "asked", 0, CPU),

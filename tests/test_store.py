@@ -12,7 +12,7 @@ import pytest
 
 from tcsweep.job import Outcome, Result, to_json
 from tcsweep.stats import figures
-from tcsweep.store import load_outcome, load_sweep, save_outcome, save_sweep, write_json
+from tcsweep.store import digest, load_outcome, load_sweep, save_outcome, save_sweep, write_json
 
 from .sweeps import a_failure, a_job, a_result, a_round, a_skip, outcomes, write_sweep
 
@@ -122,6 +122,7 @@ def test_an_outcome_comes_back_from_the_folder_of_its_job(tmp_path: Path, outcom
 def test_result_json_has_the_facts_and_beside_them_schema_id_and_figures(tmp_path: Path) -> None:
     result = a_result(a_job("o1"))
     data = json.loads(save_outcome(tmp_path, result).read_text())
+    assert data.pop("digest") == digest(data)
     assert data == {
         "schema": 1,
         **to_json(result),
@@ -134,6 +135,7 @@ def test_result_json_has_the_facts_and_beside_them_schema_id_and_figures(tmp_pat
 @pytest.mark.parametrize("outcome", [a_failure(a_job("o3")), a_skip(a_job("fp8"))], ids=lambda o: o.status)
 def test_without_a_result_there_are_no_figures(tmp_path: Path, outcome: Outcome) -> None:
     data = json.loads(save_outcome(tmp_path, outcome).read_text())
+    assert data.pop("digest") == digest(data)
     assert data == {"schema": 1, **to_json(outcome), "id": outcome.job.id}
 
 

@@ -15,8 +15,9 @@ import pytest
 
 from tcsweep import store, sweep
 from tcsweep.devices import Resolved
+from tcsweep.evidence.facts import Work
 from tcsweep.job import Environment, Failure, Job, Measure, Result, Round, Skipped
-from tcsweep.measure import Hint, RoundRequest
+from tcsweep.measure import Hint, Reference, RoundRequest
 from tcsweep.mistakes import Mistake
 from tcsweep.report.progress import PlainProgress
 from tcsweep.worker import Broken
@@ -33,6 +34,7 @@ class FakeServer:
     answer: Answer
     requests: list[RoundRequest]
     joined: int = 0
+    worker_pid: int | None = None
 
     def start(self) -> None: ...
 
@@ -46,6 +48,8 @@ class FakeServer:
                 name: Resolved(name, environment) if name != "cuda" else Resolved(name, None, "no GPU here")
                 for name in request
             }
+        if task.endswith("reference:make"):
+            return Reference(None, Work(), missing="nothing is compared")
         FakeServer.requests.append(request)
         return FakeServer.answer(request)
 
@@ -132,13 +136,12 @@ def test_a_noisy_job_gets_two_more_rounds_and_its_baseline_with_it(tmp_path: Pat
 
 
 def test_the_budget_ends_a_jobs_rounds_and_one_is_always_finished(tmp_path: Path) -> None:
-    FakeServer.answer = staticmethod(lambda r: dataclasses.replace(rate_of(r, 100.0), worker_s=0.0))
     slow = {"fp32": 30.0, "fp16": 9.0, "bf16": 4.0}
     clock = [0.0]
 
     def answer(request: RoundRequest) -> Round:
         clock[0] += slow[request.job.precision]
-        return rate_of(request, 100.0)
+        return rate_of(request, 100.0, slow[request.job.precision])
 
     FakeServer.answer = staticmethod(answer)
     with pytest.MonkeyPatch.context() as patch:
@@ -243,7 +246,7 @@ def test_the_next_worker_waits_for_the_memory_of_one_that_failed_or_holds_much(t
 
     FakeServer.answer = staticmethod(answer)
     run(tmp_path, *jobs("fp32", "fp16", "bf16"))
-    assert FakeServer.joined == 1 + 3 + 1  # the failure, three rounds of bf16, the end
+    assert FakeServer.joined == 1 + 1 + 3 + 1  # the reference, the failure, three rounds of bf16, the end
 
 
 def test_every_round_is_on_disk_before_the_next_begins(tmp_path: Path) -> None:

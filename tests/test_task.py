@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import math
+import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -73,11 +74,16 @@ def shape(one: Round) -> dict[str, Any]:
     times = (*one.block_wall_ms, *one.latency_ms, one.worker_s, one.peak_memory_mib or 0)
     facts["positive"] = all(t > 0 for t in times)
     facts["stage_s"] = sorted(one.stage_s, key=STAGES.index)
+    facts["timed"] = 0 < one.timed_from < one.timed_until
+    facts["switches"] = one.arithmetic_before == one.arithmetic_after
+    facts["host"] = one.host_state.affinity
     facts |= {"block_wall_ms": len(one.block_wall_ms), "latency_ms": len(one.latency_ms) >= 4}
-    for name in ("started_at", "worker_s", "peak_memory_mib", "warmed_up", "converged"):
+    for name in ("started_at", "worker_s", "peak_memory_mib", "warmed_up", "converged", *SINCE):
         del facts[name]
     return facts
 
+
+SINCE = ("timed_from", "timed_until", "arithmetic_before", "arithmetic_after", "host_state")
 
 SHAPE = {
     "number": 2,
@@ -92,6 +98,11 @@ SHAPE = {
     "amp_version": None,
     "half_dtype": None,
     "notes": (),
+    "device_state": None,
+    "evidence": None,
+    "timed": True,
+    "switches": True,
+    "host": len(os.sched_getaffinity(0)),
     "positive": True,
 }
 

@@ -197,6 +197,7 @@ def test_search_runs_shows_exactly_the_params_metrics_and_tags_of_a_result(targe
         "tcsweep.role": "asked",
         "tcsweep.kind": "result",
         "tcsweep.verdict": "unverified",
+        "tcsweep.reason": "dtypes and kernels were not observed",
         "tcsweep.upload": "complete",
         "tcsweep.image_size": "224",
         "tcsweep.measure": "default",
@@ -227,7 +228,7 @@ def test_search_runs_shows_exactly_the_params_metrics_and_tags_of_a_result(targe
         "mlflow.source.type": "LOCAL",
         "mlflow.source.git.commit": "0869a29d1c5b",
         "mlflow.user": getpass.getuser(),
-        "mlflow.note.content": "2860 img/s, 2.86x fp32, unverified",
+        "mlflow.note.content": "2860 img/s, 2.86x fp32, unverified: dtypes and kernels were not observed",
     }
     assert (run.info.start_time, run.info.end_time) == (1_764_000_000_000, 1_764_000_012_500)
 
@@ -425,7 +426,7 @@ def test_a_resumed_sweep_brings_its_runs_up_to_date(target):
         "resnet50 o1 b8": ("FINISHED", 1_764_000_012_500, 2.0),
         "resnet50 fp32 b8": ("FINISHED", 1_764_000_090_000, 1.0),
     }
-    assert "tcsweep.reason" not in runs["resnet50 fp32 b8"].data.tags
+    assert runs["resnet50 fp32 b8"].data.tags["tcsweep.reason"] == "dtypes and kernels were not observed"
     assert upload(sweep_dir, target).runs == 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import types
+import warnings
 from typing import Any
 
 import torch
@@ -51,10 +52,12 @@ def _matmul_precision() -> str:
 
 def _autocast() -> tuple[str, ...]:
     found = []
-    if torch.is_autocast_enabled():
-        found.append(f"cuda:{_plain(torch.get_autocast_gpu_dtype())}")
-    if torch.is_autocast_cpu_enabled():
-        found.append(f"cpu:{_plain(torch.get_autocast_cpu_dtype())}")
+    with warnings.catch_warnings():  # torch 2.4 and later would be asked by device, which those before it cannot be
+        warnings.simplefilter("ignore", DeprecationWarning)
+        if torch.is_autocast_enabled():
+            found.append(f"cuda:{_plain(torch.get_autocast_gpu_dtype())}")
+        if torch.is_autocast_cpu_enabled():
+            found.append(f"cpu:{_plain(torch.get_autocast_cpu_dtype())}")
     return tuple(found)
 
 
