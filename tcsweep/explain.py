@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from tcsweep.evidence.facts import Arithmetic, Evidence, Kernels
-from tcsweep.evidence.figures import flops_least, peak_flops_s, timed, timed_samples
+from tcsweep.evidence.figures import flops_least, peak_flops_s, sm_mhz_max, timed, timed_samples
 from tcsweep.evidence.kernels import arithmetic as kernel_arithmetic
 from tcsweep.evidence.limits import limit
 from tcsweep.job import Result
@@ -275,7 +275,7 @@ def wide(result: Result, derived: Figures) -> Verdict | None:
 def low_clock(result: Result) -> str | None:
     """A steady clock below the highest one, said as a fact."""
     clocks = [s.sm_mhz for s in timed_samples(result) if s.sm_mhz is not None]
-    highest = next((r.device_state.sm_mhz_max for r in result.rounds if r.device_state), None)
+    highest = sm_mhz_max(result)
     if not clocks or highest is None or median(clocks) >= CLOCK_LOW * highest:
         return None
     capped = any((s.throttle or 0) & POWER_CAP for s in timed_samples(result))

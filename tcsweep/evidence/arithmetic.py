@@ -50,6 +50,9 @@ def _matmul_precision() -> str:
 
 
 def _autocast() -> tuple[str, ...]:
+    if hasattr(torch, "get_autocast_dtype"):  # torch 2.4 and later, where those below are deprecated
+        on = [device for device in ("cuda", "cpu") if torch.is_autocast_enabled(device)]
+        return tuple(f"{device}:{_plain(torch.get_autocast_dtype(device))}" for device in on)
     found = []
     if torch.is_autocast_enabled():
         found.append(f"cuda:{_plain(torch.get_autocast_gpu_dtype())}")
