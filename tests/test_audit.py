@@ -173,6 +173,24 @@ def test_edited_figures_are_found_with_and_without_a_new_digest(tmp_path: Path) 
     assert said(folder) == ["figures: all is not what its times give"]
 
 
+def test_a_figure_of_other_parts_than_it_has_is_found(tmp_path: Path) -> None:
+    folder = saved(tmp_path)
+    edit(folder, lambda data: data["figures"]["throughput_ci95"].pop("low"), signed=True)
+    assert said(folder) == ["figures: throughput_ci95 is not what its times give"]
+
+
+def test_an_edited_id_is_found(tmp_path: Path) -> None:
+    folder = saved(tmp_path)
+    edit(folder, lambda data: data.update(id="0123456789ab"), signed=True)
+    assert said(folder) == [f"holds job {clean().job.folder}"]
+
+
+def test_the_moments_of_the_timing_count_by_themselves(tmp_path: Path) -> None:
+    folder = saved(tmp_path)
+    edit(folder, lambda data: data["rounds"][0].update(timed_until=101.4), signed=True)
+    assert said(folder) == ["round 1: the blocks add up to 640.6 ms, and were timed in 1400 ms"]
+
+
 def test_blocks_longer_than_their_phase_are_found_and_short_pauses_between_blocks_are_not(tmp_path: Path) -> None:
     phase_s = sum(on_cpu().rounds[1].block_wall_ms) / 1e3
 

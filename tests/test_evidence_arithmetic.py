@@ -68,6 +68,16 @@ def test_an_operators_own_switch_wins_over_the_one_of_all() -> None:
     assert (found.tf32_convolution, found.tf32_matmul) == (False, False)
 
 
+@NEW
+def test_switches_that_disagree_so_that_torch_refuses_to_say_are_not_taken_for_off() -> None:
+    for owner in (torch.backends, torch.backends.cudnn, torch.backends.cudnn.conv):
+        owner.fp32_precision = "none"
+    torch.backends.cudnn.rnn.fp32_precision = "tf32"
+    with pytest.raises(RuntimeError, match="allow_tf32"):
+        _ = torch.backends.cudnn.allow_tf32
+    assert arithmetic().tf32_convolution is True
+
+
 FRESH = """
 import torch, warnings
 from tcsweep.evidence.arithmetic import arithmetic

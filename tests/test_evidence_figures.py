@@ -105,6 +105,7 @@ def test_tf32_has_a_roof_and_a_peak_of_its_own_at_float32s_size() -> None:
     assert got.peak_tflop_s == pytest.approx(2048 * SMS_CLOCK / 1e12)
     wide = Work((LayerWork("fc", "linear", 1.0, 10**9, 0, 0),))
     assert of(clean("tf32", work=wide)).layerwise_roof_img_s == pytest.approx(RATES["copy"] / 4e9)
+    assert of(clean("fp16", work=wide)).layerwise_roof_img_s == pytest.approx(RATES["copy"] / 2e9)
 
 
 def test_kernels_of_two_streams_make_a_device_busy_but_never_over_1() -> None:

@@ -594,6 +594,7 @@ def test_without_evidence_all_is_unverified() -> None:
         (1683.0, None, ()),  # 0.85 of 1980
         (1410.0, None, ("SM clock 1410 of 1980 MHz",)),
         (990.0, 0x4, ("SM clock 990 of 1980 MHz (power cap)",)),
+        (990.0, 0x2, ("SM clock 990 of 1980 MHz",)),  # as the user set it
         (1965.0, 0x4, ()),
     ],
 )

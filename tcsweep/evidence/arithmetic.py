@@ -39,7 +39,12 @@ def _tf32(backend: str, operator: str, older: Any) -> bool:
     """The per-operator switch of torch 2.9 and later, which wins; before it, the only one."""
     owner = getattr(getattr(torch.backends, backend), operator, None)
     precision = getattr(owner, "fp32_precision", None)
-    return bool(precision == "tf32") if precision in ("tf32", "ieee") else bool(older.allow_tf32)
+    if precision in ("tf32", "ieee"):
+        return bool(precision == "tf32")
+    try:
+        return bool(older.allow_tf32)
+    except RuntimeError:  # as for the matmul precision; nothing says that it is off
+        return True
 
 
 def _matmul_precision() -> str:
