@@ -154,11 +154,11 @@ def test_fingerprints_tell_which_functions_and_of_what(monkeypatch: pytest.Monke
     def other(*args: object) -> None: ...
 
     found = set()
-    for owner, name in ((torch, "conv2d"), (torch.nn.functional, "linear"), (torch.Tensor, "matmul"), (torch, "mm")):
+    for owner, name in ((torch, "conv2d"), (torch.nn.functional, "conv2d"), (torch.Tensor, "mm"), (torch, "mm")):
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, other)
             found.add(patched())
-    assert len(found) == 4
+    assert len(found - {""}) == 4
     with monkeypatch.context() as patch:
         patch.setattr(torch, "mm", other)
         patch.setattr(torch, "bmm", other)
