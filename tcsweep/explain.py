@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from statistics import median
 
 from tcsweep.evidence.facts import Arithmetic, Evidence, Kernels
-from tcsweep.evidence.figures import flops_least, peak_flops_s, timed, timed_samples
+from tcsweep.evidence.figures import flops_least, peak_flops_s, sm_mhz_max, timed, timed_samples
 from tcsweep.evidence.kernels import arithmetic as kernel_arithmetic
 from tcsweep.evidence.limits import limit
 from tcsweep.job import Result
 from tcsweep.precision import PRECISIONS, Promise
-from tcsweep.stats import Figures, drift
+from tcsweep.stats import Figures, drift, figures
 
 SUSPECT = "suspect"
 WALL_SHORT = 0.01  # a block's wall time may be so much shorter than its device time: two clocks
@@ -27,6 +27,7 @@ CLOCK_LOW = 0.85  # of the highest clock
 # software power cap, 0x4, shows under any heavy load.
 THROTTLES = {0x8: "hardware slowdown", 0x20: "heat (software)", 0x40: "heat (hardware)", 0x80: "power brake"}
 POWER_CAP = 0x4
+HALF = {"fp16": "float16", "bf16": "bfloat16"}  # what a label itself says that half is
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def label_contradicted(result: Result, derived: Figures) -> Reasons:
     evidence = result.evidence
     if evidence is None:
         return
-    promise, half = PRECISIONS[result.job.precision].promise, result.rounds[0].half_dtype
+    promise, half = PRECISIONS[result.job.precision].promise, _half(result)
     others: dict[str, int] = {}
     for row in evidence.dtypes.operators:
         wanted = promise.dtypes(row.operator, half)
@@ -59,6 +60,15 @@ def label_contradicted(result: Result, derived: Figures) -> Reasons:
     for dtype, n in others.items():
         yield f"observed {dtype} in {n} of {calls} operators, labelled {_promised(result, promise, half)}"
     yield from _kernels_contradict(result, evidence.kernels)
+
+
+def _half(result: Result) -> str:
+    """What half means by the label, whatever was recorded: an O level's is the device's."""
+    return HALF.get(result.job.precision, "float16" if _on_gpu(result) else "bfloat16")
+
+
+def _on_gpu(result: Result) -> bool:
+    return result.environment.device.startswith("cuda")
 
 
 def _promised(result: Result, promise: Promise, half: str | None) -> str:
@@ -93,11 +103,13 @@ def state_contradicted(result: Result, derived: Figures) -> Reasons:
 
 
 def _wrong_switches(result: Result, state: Arithmetic, tf32: bool) -> Reasons:
-    on_gpu = result.environment.device.startswith("cuda")
+    on_gpu = _on_gpu(result)
     if on_gpu and not tf32 and (state.tf32_convolution or state.tf32_matmul):
         yield f"TF32 was on, labelled {result.job.precision}"
     if on_gpu and tf32 and not (state.tf32_convolution and state.tf32_matmul):
         yield "TF32 was off, labelled tf32"
+    if not on_gpu and state.matmul_precision in ("high", "medium"):  # oneDNN may multiply in TF32 or in bfloat16
+        yield f"float32's matmul precision was {state.matmul_precision}, labelled {result.job.precision}"
     device = "cuda" if on_gpu else "cpu"
     for one in state.autocast:
         if one.startswith(device):
@@ -122,7 +134,7 @@ def wall_under_device(result: Result, derived: Figures) -> Reasons:
 def over_peak(result: Result, derived: Figures) -> Reasons:
     """More arithmetic a second than the device can do at its highest clock."""
     evidence = result.evidence
-    if evidence is None or any("fft" in k.name.lower() for k in evidence.kernels.kernels):
+    if evidence is None or not evidence.work.layers or any("fft" in k.name.lower() for k in evidence.kernels.kernels):
         return
     peak = peak_flops_s(result)
     achieved = flops_least(evidence) * derived.throughput_img_s
@@ -137,7 +149,7 @@ def wrong_output(result: Result, derived: Figures) -> Reasons:
     seen = result.evidence.numerics
     if seen.nan or seen.inf:
         yield f"the output holds {seen.nan} NaN and {seen.inf} Inf"
-    allowed = limit(result.job.precision, result.rounds[0].half_dtype)
+    allowed = limit(result.job.precision, _half(result))
     if seen.relative_error is not None and seen.relative_error > allowed:
         yield f"the output is {seen.relative_error:.1e} off float32's, over {allowed:.0e}"
 
@@ -166,7 +178,7 @@ def clock_fell(result: Result, derived: Figures) -> Reasons:
 
 def foreign_load(result: Result, derived: Figures) -> Reasons:
     """Others who used the device meanwhile."""
-    if result.environment.device.startswith("cuda"):
+    if _on_gpu(result):
         shares = [(r.device_state.foreign_load, r.device_state.foreign_source) for r in result.rounds if r.device_state]
         what = "GPU"
     else:
@@ -185,14 +197,17 @@ def drifting(result: Result, derived: Figures) -> Reasons:
 
 def evidence_of_something_else(result: Result, derived: Figures) -> Reasons:
     """A profiled iteration that is not the one that was timed."""
-    kernels = result.evidence.kernels if result.evidence else Kernels()
-    if kernels.union_ms is None or derived.device_ms is None:
+    one = next((r for r in result.rounds if r.evidence is not None), None)
+    kernels = one.evidence.kernels if one and one.evidence else Kernels()
+    # Of the profiled process alone: in another one, autotuning may have chosen other kernels.
+    device_ms = figures(result.job, (one,)).device_ms if one else None
+    if kernels.union_ms is None or device_ms is None:
         return
-    share = kernels.union_ms / derived.device_ms
+    share = kernels.union_ms / device_ms
     keeps_up = kernels.span_ms is not None and kernels.union_ms >= HOST_KEEPS_UP * kernels.span_ms
     if share > UNION_OVER or (keeps_up and share < UNION_UNDER):
-        figures = f"{_say(kernels.union_ms)} ms of kernels, {_say(derived.device_ms)} ms timed"
-        yield f"the evidence does not match the timing: {figures}"
+        both = f"{_say(kernels.union_ms)} ms of kernels, {_say(device_ms)} ms timed"
+        yield f"the evidence does not match the timing: {both}"
 
 
 SUSPICIONS: tuple[Callable[[Result, Figures], Reasons], ...] = (
@@ -235,8 +250,7 @@ def unverified(result: Result, derived: Figures) -> Verdict | None:
 
 def _kernels_decide(result: Result, evidence: Evidence) -> bool:
     """Whether only a kernel's name tells TF32 from float32."""
-    on_gpu = result.environment.device.startswith("cuda")
-    return on_gpu and any("float32" in row.dtypes for row in evidence.dtypes.operators)
+    return _on_gpu(result) and any("float32" in row.dtypes for row in evidence.dtypes.operators)
 
 
 def wide(result: Result, derived: Figures) -> Verdict | None:
@@ -261,7 +275,7 @@ def wide(result: Result, derived: Figures) -> Verdict | None:
 def low_clock(result: Result) -> str | None:
     """A steady clock below the highest one, said as a fact."""
     clocks = [s.sm_mhz for s in timed_samples(result) if s.sm_mhz is not None]
-    highest = next((r.device_state.sm_mhz_max for r in result.rounds if r.device_state), None)
+    highest = sm_mhz_max(result)
     if not clocks or highest is None or median(clocks) >= CLOCK_LOW * highest:
         return None
     capped = any((s.throttle or 0) & POWER_CAP for s in timed_samples(result))

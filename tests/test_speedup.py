@@ -4,11 +4,15 @@ import math
 
 import pytest
 
+from tcsweep.evidence.facts import Dtypes, Kernels, Numerics
 from tcsweep.job import Environment, Failure, Job, Outcome, Result, Skipped
 from tcsweep.speedup import Speedup, rows
 from tcsweep.stats import Interval
 
+from .evident import TF32_ON, clean, operators
 from .test_stats import one_round
+
+UNSEEN = Kernels(missing="no right to profile")  # decides nothing where no operator is in float32
 
 
 def result(job: Job, *rates: float, index: int = 0) -> Result:
@@ -88,5 +92,80 @@ def test_a_repeat_is_compared_with_the_same_baseline() -> None:
 
 def test_few_rounds_make_a_row_wide_and_the_rest_is_unverified() -> None:
     wide, narrow = result(Job(), 100), result(Job(precision="fp16"), 200, 200, 200)
-    assert [r.verdict for r in rows([wide, narrow])] == ["wide", "unverified"]
-    assert [v.name for v in rows([wide])[0].verdicts] == ["wide", "unverified"]
+    assert [r.verdict for r in rows([wide, narrow])] == ["unverified", "unverified"]
+    assert [[v.name for v in r.verdicts] for r in rows([wide, narrow])] == [["unverified", "wide"], ["unverified"]]
+
+
+def test_a_row_whose_verdicts_find_nothing_is_ok_and_one_without_a_result_has_none() -> None:
+    failed = Failure(Job(), "asked", 0, Environment(), "first_call", "gpu-memory", "out of GPU memory", 0.0, 1.0)
+    assert [(r.verdict, r.verdicts) for r in rows([clean(), failed])] == [("ok", ()), (None, ())]
+
+
+# --- suspects are not compared ---
+
+WHY = "observed float16 in 54 of 54 operators, labelled float32"
+
+
+def suspicious(precision: str = "fp32", img_s: float = 1000.0, **job: object) -> Result:
+    """A result labelled fp32 or tf32 whose operators were float16."""
+    return clean(
+        precision, img_s, dtypes=Dtypes("ATen operators of one call", operators("float16")), job=job, kernels=UNSEEN
+    )
+
+
+def test_a_suspect_job_has_no_speedup_and_the_others_of_its_cell_do() -> None:
+    base, bad, good = rows([clean(), suspicious("tf32", 2000.0), clean("fp16", 3000.0, kernels=UNSEEN)])
+    assert bad.speedup == bad.speedup_total == Speedup(None, None, f"suspect: {WHY}")
+    assert (bad.verdict, base.speedup.value, good.speedup.value) == ("suspect", 1.0, pytest.approx(3.0))
+
+
+def test_every_suspicion_is_in_the_reason() -> None:
+    bad = clean(round_changes={"arithmetic_after": TF32_ON}, numerics=Numerics(64, 1e-3))
+    reasons = (
+        "TF32 was on, labelled fp32",
+        "the process's arithmetic switches changed during the timing",
+        "the output is 1.0e-03 off float32's, over 1e-04",
+    )
+    assert rows([bad])[0].speedup == Speedup(None, None, f"suspect: {'; '.join(reasons)}")
+
+
+def test_a_suspect_baseline_leaves_no_speedup_in_its_cell_and_other_cells_keep_theirs() -> None:
+    found = rows(
+        [
+            suspicious(),
+            clean("o1", 2000.0, kernels=UNSEEN),
+            clean("fp16", 3000.0, kernels=UNSEEN),
+            clean("fp32", 500.0, batch=4),
+            clean("fp16", 1500.0, batch=4, kernels=UNSEEN),
+        ]
+    )
+    spoiled = Speedup(None, None, f"no baseline: fp32 suspect: {WHY}")
+    assert [r.speedup for r in found[:3]] == [Speedup(None, None, f"suspect: {WHY}"), spoiled, spoiled]
+    assert [r.speedup.value for r in found[3:]] == [1.0, pytest.approx(3.0)]
+
+
+def test_a_suspect_reference_takes_the_total_speedup_only() -> None:
+    found = rows(
+        [
+            suspicious(),  # NCHW: the reference of all
+            clean("fp32", 1000.0, job={"layout": "nhwc"}),
+            clean("fp16", 3000.0, job={"layout": "nhwc"}, kernels=UNSEEN),
+        ]
+    )
+    no_total = Speedup(None, None, f"no reference: fp32 suspect: {WHY}")
+    assert [r.speedup.value for r in found] == [None, 1.0, pytest.approx(3.0)]
+    assert [r.speedup_total for r in found[1:]] == [no_total, no_total]
+
+
+def test_a_failed_baseline_that_is_the_reference_too_leaves_neither() -> None:
+    failed = Failure(clean().job, "asked", 0, Environment(), "build", "gpu-memory", "out of GPU memory", 0.0, 1.0)
+    row = rows([failed, clean("fp16", kernels=UNSEEN)])[1]
+    assert (row.speedup.reason, row.speedup_total.reason) == (
+        "no baseline: fp32 failed: out of GPU memory",
+        "no reference: fp32 failed: out of GPU memory",
+    )
+
+
+def test_a_suspect_job_says_so_although_its_baseline_failed() -> None:
+    failed = Failure(clean().job, "asked", 0, Environment(), "build", "gpu-memory", "out of GPU memory", 0.0, 1.0)
+    assert rows([failed, suspicious("tf32")])[1].speedup == Speedup(None, None, f"suspect: {WHY}")

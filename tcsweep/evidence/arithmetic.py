@@ -40,7 +40,12 @@ def _tf32(backend: str, operator: str, older: Any) -> bool:
     """The per-operator switch of torch 2.9 and later, which wins; before it, the only one."""
     owner = getattr(getattr(torch.backends, backend), operator, None)
     precision = getattr(owner, "fp32_precision", None)
-    return bool(precision == "tf32") if precision in ("tf32", "ieee") else bool(older.allow_tf32)
+    if precision in ("tf32", "ieee"):
+        return bool(precision == "tf32")
+    try:
+        return bool(older.allow_tf32)
+    except RuntimeError:  # as for the matmul precision; nothing says that it is off
+        return True
 
 
 def _matmul_precision() -> str:
@@ -51,6 +56,9 @@ def _matmul_precision() -> str:
 
 
 def _autocast() -> tuple[str, ...]:
+    if hasattr(torch, "get_autocast_dtype"):  # torch 2.4 and later, where those below are deprecated
+        on = [device for device in ("cuda", "cpu") if torch.is_autocast_enabled(device)]
+        return tuple(f"{device}:{_plain(torch.get_autocast_dtype(device))}" for device in on)
     found = []
     with warnings.catch_warnings():  # torch 2.4 and later would be asked by device, which those before it cannot be
         warnings.simplefilter("ignore", DeprecationWarning)

@@ -78,7 +78,7 @@ def flops_least(evidence: Evidence) -> float:
 def peak_flops_s(result: Result) -> float | None:
     """The datasheet's peak at the highest clock, of the fastest unit for the dtypes seen; None where it is unknown."""
     environment, evidence = result.environment, result.evidence
-    clock = next((r.device_state.sm_mhz_max for r in result.rounds if r.device_state), None)
+    clock = sm_mhz_max(result)
     if evidence is None or environment.compute_capability is None or environment.sm_count is None or clock is None:
         return None
     arithmetic = dtypes_seen(evidence)
@@ -86,6 +86,12 @@ def peak_flops_s(result: Result) -> float | None:
         arithmetic = (arithmetic - {"float32"}) | {"tf32"}
     peaks = [fastest_flops(environment.compute_capability, environment.sm_count, clock, one) for one in arithmetic]
     return None if None in peaks else max((p for p in peaks if p is not None), default=None)
+
+
+def sm_mhz_max(result: Result) -> float | None:
+    """The highest clock that the device can be set to, of the first round that knows it."""
+    states = [one.device_state for one in result.rounds if one.device_state]
+    return next((state.sm_mhz_max for state in states if state.sm_mhz_max is not None), None)
 
 
 def _roof_img_s(result: Result, evidence: Evidence) -> float | None:
