@@ -19,7 +19,7 @@ from tcsweep.catalog import check_device, classifiers, groups, options
 from tcsweep.engines import ENGINES
 from tcsweep.job import O_LEVELS, Job, Measure
 from tcsweep.mistakes import Mistake, first_line, unknown
-from tcsweep.objective import OBJECTIVES, Objective, named
+from tcsweep.objective import ENERGY, OBJECTIVES, Objective, named
 from tcsweep.precision import PRECISIONS
 
 AMP_BACKENDS = ("auto", "apex", "torch")
@@ -160,13 +160,16 @@ def load(config: DictConfig) -> Loaded:
     bound = values["latency_ms_p50_max"]
     if bound is not None and not bound > 0:
         raise Mistake(f"latency_ms_p50_max={bound}: must be over 0 milliseconds")
+    job, objective = _job(values), named(values["objective"])
+    if objective.name == ENERGY and not job.measure.energy_s:
+        raise Mistake(f"objective={ENERGY} needs measure.energy_s over 0 seconds, or measure=thorough")
     return Loaded(
-        job=_job(values),
+        job=job,
         tracking=tracking,
         name=values["name"],
         composed=OmegaConf.to_yaml(OmegaConf.create(values)),
         repeat=values["repeat"],
-        objective=named(values["objective"]),
+        objective=objective,
         latency_ms_p50_max=bound,
     )
 
@@ -246,7 +249,7 @@ def _measure(values: dict[str, Any]) -> Measure:
     for name in ("rounds_ci", "within_ci", "timed_s_max", "budget_s", "timeout_s"):
         if not getattr(measure, name) > 0:
             raise Mistake(f"measure.{name}={getattr(measure, name)}: must be over 0")
-    for name in ("timed_s_min", "warmup_s_min", "warmup_s_max", "latency_s_max", "warmup_iterations_min"):
+    for name in ("timed_s_min", "warmup_s_min", "warmup_s_max", "latency_s_max", "energy_s", "warmup_iterations_min"):
         _at_least(f"measure.{name}", getattr(measure, name), 0)
     _at_least("measure.timed_s_max", measure.timed_s_max, measure.timed_s_min)
     return measure

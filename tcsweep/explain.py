@@ -15,12 +15,16 @@ from tcsweep.precision import PRECISIONS, Promise
 from tcsweep.stats import Figures, drift, figures
 
 SUSPECT = "suspect"
+WIDE = "wide"
 WALL_SHORT = 0.01  # a block's wall time may be so much shorter than its device time: two clocks
 OVER_PEAK = 1.05  # of the datasheet's peak: the clock that it is told for may be passed for a moment
 UNION_OVER, UNION_UNDER = 1.05, 0.9  # kernels of an iteration over its timed device time
 HOST_KEEPS_UP = 0.95  # of a profiled iteration's span with a kernel running: then the host did not hold it back
 FOREIGN_LOAD = 0.05
 DRIFT = 0.03
+SMALL_DRIFT = 0.01
+DENORMALS = 0.01  # of the numbers that operators got
+FOREIGN_MEMORY = 0.5  # of the GPU's
 CLOCK_FALL = 0.3  # from the first third of the timed blocks to the last
 CLOCK_LOW = 0.85  # of the highest clock
 # NVML's clock event reasons (nvml.h): hardware slowdown, software thermal, hardware thermal, hardware power brake. The
@@ -254,7 +258,7 @@ def _kernels_decide(result: Result, evidence: Evidence) -> bool:
 
 
 def wide(result: Result, derived: Figures) -> Verdict | None:
-    """A figure that is usable but wide: few rounds, an unsteady round, or a broad interval."""
+    """A figure that is usable, with something to know: few rounds, a broad interval, one of `REMARKS`."""
     settings, reasons = result.job.measure, []
     if derived.rounds < settings.rounds:
         reasons.append(f"{derived.rounds} of {settings.rounds} rounds ({result.stopped or 'stopped'})")
@@ -267,19 +271,58 @@ def wide(result: Result, derived: Figures) -> Verdict | None:
         reasons.append("too few samples for an interval")
     elif interval.half_width > limit:
         reasons.append(f"interval of ±{interval.half_width:.1%}, over ±{limit:.1%}")
-    if (clock := low_clock(result)) is not None:
-        reasons.append(clock)
-    return Verdict("wide", tuple(reasons), "repeat with measure=thorough on a quiet machine") if reasons else None
+    reasons += [said for rule in REMARKS for said in rule(result, derived)]
+    return Verdict(WIDE, tuple(reasons), "repeat with measure=thorough on a quiet machine") if reasons else None
 
 
-def low_clock(result: Result) -> str | None:
+def low_clock(result: Result, derived: Figures) -> Reasons:
     """A steady clock below the highest one, said as a fact."""
     clocks = [s.sm_mhz for s in timed_samples(result) if s.sm_mhz is not None]
     highest = sm_mhz_max(result)
-    if not clocks or highest is None or median(clocks) >= CLOCK_LOW * highest:
-        return None
-    capped = any((s.throttle or 0) & POWER_CAP for s in timed_samples(result))
-    return f"SM clock {_say(median(clocks))} of {_say(highest)} MHz{' (power cap)' if capped else ''}"
+    if clocks and highest is not None and median(clocks) < CLOCK_LOW * highest:
+        capped = any((s.throttle or 0) & POWER_CAP for s in timed_samples(result))
+        yield f"SM clock {_say(median(clocks))} of {_say(highest)} MHz{' (power cap)' if capped else ''}"
+
+
+def small_drift(result: Result, derived: Figures) -> Reasons:
+    """Times that rise or fall a little over the timed blocks."""
+    seen = drift(result.rounds)
+    if seen is not None and SMALL_DRIFT <= abs(seen.change) < DRIFT and not seen.ci95.low <= 0 <= seen.ci95.high:
+        yield f"times changed by {seen.change:+.1%} over the timed blocks"
+
+
+def other_layout(result: Result, derived: Figures) -> Reasons:
+    """Convolutions that did not get their input in the job's layout: the model, or what prepared it, turned it."""
+    rows = [row for row in (result.evidence.dtypes.operators if result.evidence else ()) if row.layout is not None]
+    others = sum(row.calls for row in rows if row.layout != result.job.layout)
+    if others:
+        other = next(row.layout for row in rows if row.layout != result.job.layout)
+        yield f"{others} of {sum(row.calls for row in rows)} convolutions ran in {other}, not in {result.job.layout}"
+
+
+def denormals(result: Result, derived: Figures) -> Reasons:
+    """Numbers so small that a CPU takes many times as long for them, unless it takes them for zero."""
+    share = result.evidence.dtypes.denormal_fraction if result.evidence else None
+    flushed = any(r.arithmetic_before is not None and r.arithmetic_before.flush_denormal for r in result.rounds)
+    if share is not None and share >= DENORMALS and not flushed:
+        yield f"denormals: {share:.1%} of the numbers are under 1.2e-38, which slows a CPU down"
+
+
+def little_memory(result: Result, derived: Figures) -> Reasons:
+    """Memory that others held: cuDNN then picks algorithms that need less, without a word."""
+    whole = result.environment.device_memory_mib
+    held = max((r.device_state.foreign_memory_mib or 0.0 for r in result.rounds if r.device_state), default=0.0)
+    if whole and held >= FOREIGN_MEMORY * whole:
+        yield f"others held {held / 1024:.1f} of the GPU's {whole / 1024:.1f} GiB"
+
+
+REMARKS: tuple[Callable[[Result, Figures], Reasons], ...] = (
+    low_clock,
+    small_drift,
+    other_layout,
+    denormals,
+    little_memory,
+)
 
 
 RULES: tuple[Callable[[Result, Figures], Verdict | None], ...] = (suspect, unverified, wide)

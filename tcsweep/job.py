@@ -11,7 +11,7 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, Union
 
-from tcsweep.evidence.facts import Arithmetic, DeviceState, Evidence, HostState
+from tcsweep.evidence.facts import Arithmetic, DeviceState, Energy, Evidence, HostState
 
 SCHEMA_VERSION = 1  # of result.json and sweep.json
 MEASUREMENT_VERSION = 2  # rises when the way of measuring changes, so that unlike figures are never compared
@@ -40,6 +40,7 @@ class Measure:
     warmup_iterations_min: int = 2  # besides the first call, which is set-up
     warmup_iterations_max: int = 10_000
     latency_s_max: float = 0.2
+    energy_s: float = 0.0  # of the energy phase; 0: none
     budget_s: float = 20.0  # all of a job's worker seconds; one round is always finished
     timeout_s: float = 600.0  # of one worker; over it the job is a Failure
 
@@ -140,7 +141,7 @@ class Environment:
     power_mode: str | None = None
     tcsweep: str | None = None
     git_commit: str | None = None
-    removed_variables: tuple[str, ...] = ()  # taken out of the workers' environment: they change arithmetic
+    removed_variables: tuple[str, ...] = ()  # taken out of the workers' environment: they change results
     notes: tuple[str, ...] = ()
 
 
@@ -165,14 +166,14 @@ class Round:
     amp_version: str | None = None
     half_dtype: str | None = None  # what "half" meant: "float16" or "bfloat16"
     notes: tuple[str, ...] = ()  # what the worker has to say, such as "bf16 is emulated on this GPU"
-    timed_from: float | None = (
-        None  # when the timed blocks began and ended, in seconds of the machine's CLOCK_MONOTONIC
-    )
-    timed_until: float | None = None
+    timed_from: float | None = None  # when the timed blocks began, in seconds of the machine's CLOCK_MONOTONIC
+    timed_until: float | None = None  # and when they ended
     arithmetic_before: Arithmetic | None = None  # the process's switches, before the first call
     arithmetic_after: Arithmetic | None = None  # and after the timing
     device_state: DeviceState | None = None
     host_state: HostState | None = None
+    energy: Energy | None = None  # None: not asked for
+    input: str = "standard normal, seeded"  # what the images are made of
     evidence: Evidence | None = None  # in the first of a job's rounds
 
     @property

@@ -31,6 +31,7 @@ def _figure(name: str) -> Callable[[Row], float | None]:
     return lambda row: getattr(row.figures, name) if row.figures else None
 
 
+ENERGY = "energy_j_per_img"
 _SMALLER = ("latency_ms_p50", "latency_ms_p90", "latency_ms_p95", "latency_ms_p99", "wall_ms", "device_ms")
 OBJECTIVES: dict[str, Objective] = {
     o.name: o
@@ -38,7 +39,7 @@ OBJECTIVES: dict[str, Objective] = {
         Objective("throughput_img_s", "maximize", _figure("throughput_img_s")),
         Objective("speedup", "maximize", lambda row: row.speedup.value),
         Objective("speedup_total", "maximize", lambda row: row.speedup_total.value),
-        *(Objective(n, "minimize", _figure(n)) for n in (*_SMALLER, "peak_memory_mib", "setup_s")),
+        *(Objective(n, "minimize", _figure(n)) for n in (*_SMALLER, "peak_memory_mib", "setup_s", ENERGY)),
     )
 }
 COMPARING = ("speedup", "speedup_total")  # they need the baseline and the reference measured

@@ -13,9 +13,9 @@ from tcsweep.evidence.facts import Work
 from tcsweep.evidence.reference import ReferenceRequest, model_of
 from tcsweep.job import Environment, Job
 from tcsweep.measure import Reference
+from tcsweep.store import REFERENCES
 from tcsweep.worker import Broken, Server
 
-FOLDER = ".references"  # in the sweep's folder, gone when it ends
 TIMEOUT_S = 300.0
 
 
@@ -23,7 +23,7 @@ class References:
     """Made when first asked for. What cannot be made is missing evidence, never a failed job."""
 
     def __init__(self, server: Server, folder: Path) -> None:
-        self._server, self._folder = server, folder / FOLDER
+        self._server, self._folder = server, folder / REFERENCES
         self._made: dict[tuple[object, ...], Reference] = {}
         self._rates: dict[str, dict[str, float]] = {}
 

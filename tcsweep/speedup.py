@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tcsweep.evidence.figures import Seen, seen
-from tcsweep.explain import SUSPECT, Verdict, verdicts
+from tcsweep.explain import SUSPECT, WIDE, Verdict, verdicts
 from tcsweep.job import Failure, Job, Outcome, Result, Skipped
 from tcsweep.stats import Figures, Interval, figures, geometric_mean, log_interval, round_throughput
 
 OK = "ok"  # the verdict where none holds
+REPEATS_APART = 0.02  # less between repeats is the noise that any machine has
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class Judged:
 
 def rows(outcomes: Sequence[Outcome]) -> list[Row]:
     """One row an outcome, in the same order."""
-    judged = [_judged(one) for one in outcomes]
+    judged = _repeats_compared([_judged(one) for one in outcomes])
     by_job = {one.outcome.job: one for one in judged}
     return [_row(one, by_job) for one in judged]
 
@@ -72,6 +75,38 @@ def _judged(outcome: Outcome) -> Judged:
         return Judged(outcome, None, ())
     derived = figures(outcome.job, outcome.rounds)
     return Judged(outcome, derived, verdicts(outcome, derived))
+
+
+def _repeats_compared(judged: Sequence[Judged]) -> list[Judged]:
+    """The same, with a verdict where one point, asked for more than once, gave unlike figures."""
+    points: dict[Job, list[Judged]] = {}
+    for one in judged:
+        points.setdefault(dataclasses.replace(one.outcome.job, repeat=0), []).append(one)
+    apart = {point: said for point, repeats in points.items() if (said := _order_effect(repeats))}
+    return [
+        dataclasses.replace(one, verdicts=_with_reason(one.verdicts, said)) if one.figures and said else one
+        for one in judged
+        for said in (apart.get(dataclasses.replace(one.outcome.job, repeat=0)),)
+    ]
+
+
+def _with_reason(verdicts: Sequence[Verdict], reason: str) -> tuple[Verdict, ...]:
+    """The verdicts with one more reason to be wide."""
+    known = next((v for v in verdicts if v.name == WIDE), Verdict(WIDE, ()))
+    more = dataclasses.replace(known, reasons=(*known.reasons, reason))
+    return (*(v for v in verdicts if v.name != WIDE), more)
+
+
+def _order_effect(repeats: Sequence[Judged]) -> str | None:
+    found = [one.figures for one in repeats if one.figures is not None]
+    intervals = [f.throughput_ci95 or f.throughput_ci95_within for f in found]
+    rates = [f.throughput_img_s for f in found]
+    if len(rates) < 2 or max(rates) < (1 + REPEATS_APART) * min(rates):
+        return None
+    pairs = itertools.combinations([i for i in intervals if i is not None], 2)
+    if all(a.overlaps(b) for a, b in pairs):
+        return None
+    return f"order effect: the same point gave {min(rates):.4g} to {max(rates):.4g} img/s"
 
 
 def _row(one: Judged, by_job: Mapping[Job, Judged]) -> Row:

@@ -65,6 +65,7 @@ class Figures:
     setup_s: float
     rounds: int
     sustained_s: float  # seconds of timed blocks, all rounds
+    energy_j_per_img: float | None = None  # of the whole device, idle power included; mean over rounds
 
 
 @dataclass(frozen=True)
@@ -248,6 +249,7 @@ def figures(job: Job, rounds: Sequence[Round]) -> Figures:
     devices = [
         sum(r.block_device_ms) / len(r.block_device_ms) / r.block_iterations for r in rounds if r.block_device_ms
     ]
+    energies = [r.energy.joules / r.energy.images for r in rounds if r.energy and r.energy.joules and r.energy.images]
     peaks = [r.peak_memory_mib for r in rounds if r.peak_memory_mib is not None]
     return Figures(
         throughput_img_s=throughput,
@@ -263,4 +265,5 @@ def figures(job: Job, rounds: Sequence[Round]) -> Figures:
         setup_s=statistics.fmean(r.setup_s for r in rounds),
         rounds=len(rounds),
         sustained_s=sum(sum(r.block_wall_ms) for r in rounds) / 1e3,
+        energy_j_per_img=statistics.fmean(energies) if energies else None,
     )

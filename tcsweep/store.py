@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from tcsweep.stats import figures
 
 RESULT = "result.json"
 SWEEP = "sweep.json"
+REFERENCES = ".references"  # float32 outputs, gone when the sweep ends
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -45,7 +47,8 @@ def _umask() -> int:
 
 
 def remove_leftovers(sweep_dir: Path) -> None:
-    """Remove what a kill between writing and renaming left in a sweep's folder."""
+    """Remove what a kill left in a sweep's folder: files between writing and renaming, and the references."""
+    shutil.rmtree(sweep_dir / REFERENCES, ignore_errors=True)
     for name in (SWEEP, RESULT):
         for path in (*sweep_dir.glob(f".{name}.*"), *sweep_dir.glob(f"*/.{name}.*")):
             path.unlink(missing_ok=True)

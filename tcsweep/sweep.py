@@ -17,7 +17,7 @@ from typing import Any
 
 from tcsweep import resume, store
 from tcsweep.devices import Resolved
-from tcsweep.devices.telemetry import Absent, Reader, Sampler, Windows, open_reader
+from tcsweep.devices.telemetry import Absent, Reader, Sampler, Windows, occupants, open_reader
 from tcsweep.evidence.facts import DeviceState
 from tcsweep.job import (
     MEASUREMENT_VERSION,
@@ -45,6 +45,7 @@ from tcsweep.worker import Broken, Server
 
 IDENTICAL_FAILURES = 5  # so many first jobs that fail alike mean a fault of all: the rest is not tried
 PROBE_TIMEOUT_S = 120.0
+FOREIGN_MIB = 100.0  # worth a word where memory ran out
 NOT_SAVED = Origin()
 
 
@@ -97,8 +98,8 @@ class State:
 
 
 def measuring_s(one: Round) -> float:
-    """A round's worker seconds without its evidence."""
-    return one.worker_s - one.stage_s.get("evidence", 0.0)
+    """A round's worker seconds without what comes after the timing: energy and evidence."""
+    return one.worker_s - one.stage_s.get("energy", 0.0) - one.stage_s.get("evidence", 0.0)
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ def run(
     server = Server()
     with signals_raise():
         for variable in server.removed:
-            progress.message(f"{variable} is set: taken away from the workers, it changes arithmetic unseen")
+            progress.message(f"{variable} is set: taken away from the workers, as it changes results unseen")
         server.start()
         progress.stage("importing torch, looking at the device")
         waiting = threading.Thread(target=while_waiting, daemon=True)  # a signal does not wait for it
@@ -279,6 +280,7 @@ class Runner:
         self._by_planned = {s.planned.job: s for s in states}
         self._references = References(server, folder)
         self._readers: dict[str, Reader | Absent] = {}  # of what each GPU says of itself
+        self._pids: set[int] = set()  # of this sweep's workers
 
     def run(self) -> int | None:
         """Measure everything; the number of the signal that interrupted it, None where none did."""
@@ -298,6 +300,7 @@ class Runner:
                 # Sorted: two sweeps that want the same devices in another order would each wait for the other.
                 for name in sorted({_lock_name(s.planned.environment) for s in ready}):
                     locks.enter_context(device_lock(name, self._progress.message))
+                self._say_who_is_there({s.planned.environment.device: s.planned.environment for s in ready})
                 self._rounds()
                 self._server.join()
         except KeyboardInterrupt:
@@ -403,6 +406,7 @@ class Runner:
         if isinstance(value, Broken) or _holds_much(value, state.planned.environment):
             self._server.join()
         if isinstance(value, Broken):
+            value = _with_memory(value, sampler)
             state.failure = value
             self._progress.failed(job.label, _overrides(job), f"{value.reason} (stage: {value.stage})")
             self._forget_rounds(state)
@@ -416,18 +420,31 @@ class Runner:
         """Take the rounds that a job will not have out of the bar."""
         self._progress.added_rounds(-max(0, state.job.measure.rounds - len(state.rounds)))
 
-    def _watched(self, environment: Environment) -> Sampler:
-        """The sampler for one worker on a device."""
+    def _say_who_is_there(self, devices: Mapping[str, Environment]) -> None:
+        """Before the first round: others on the GPU take its memory and its time."""
+        if any(name.startswith("cuda") for name in devices):
+            self._server.join()  # the worker that looked at the devices
+        for name, environment in devices.items():
+            reader = self._reader(environment)
+            if not isinstance(reader, Absent) and (said := occupants(reader)):
+                self._progress.message(f"{environment.device_name or name} ({name}): {said}")
+
+    def _reader(self, environment: Environment) -> Reader | Absent:
         name = environment.device
         if name not in self._readers:
             on_gpu = name.startswith("cuda")
             self._readers[name] = open_reader(environment.gpu_uuid) if on_gpu else Absent("a CPU: see the host's state")
-        own = self._server
+        return self._readers[name]
 
-        def pids() -> set[int]:
-            return {own.worker_pid} if own.worker_pid is not None else set()
+    def _watched(self, environment: Environment) -> Sampler:
+        """The sampler for one worker on a device."""
 
-        return Sampler(self._readers[name], own_pids=pids)
+        def pids() -> set[int]:  # earlier workers', too: one may take a while to leave the GPU
+            if self._server.worker_pid is not None:
+                self._pids.add(self._server.worker_pid)
+            return self._pids
+
+        return Sampler(self._reader(environment), own_pids=pids)
 
     def _listen_to_stages(self, kind: str, said: Any) -> None:
         if kind == "stage":
@@ -498,6 +515,14 @@ def _device_state(
         return None
     idle = ((asked_at, stages["build"]),) if "build" in stages else ()
     return sampler.state(Windows((measured.timed_from, measured.timed_until), idle))
+
+
+def _with_memory(broken: Broken, sampler: Sampler) -> Broken:
+    """Out of GPU memory, with what others held of it."""
+    held = sampler.foreign_memory_mib() if broken.kind == "gpu-memory" else None
+    if not held or held < FOREIGN_MIB:
+        return broken
+    return dataclasses.replace(broken, reason=f"{broken.reason}; others held {held / 1024:.1f} GiB")
 
 
 def _holds_much(measured: Round, environment: Environment) -> bool:

@@ -7,6 +7,7 @@ import dataclasses
 import gc
 import platform
 import resource
+import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -16,14 +17,17 @@ from typing import Any
 
 import torch
 
+from tcsweep.devices.energy import joules
 from tcsweep.engines import ENGINES
 from tcsweep.evidence.arithmetic import arithmetic
 from tcsweep.evidence.collect import collect
+from tcsweep.evidence.energy import measure_energy
+from tcsweep.evidence.facts import Energy
 from tcsweep.evidence.host import watch as watch_host
 from tcsweep.evidence.numerics import Reference, apply_calibration, load_reference
 from tcsweep.failures import classify
-from tcsweep.job import Round
-from tcsweep.measure import RoundRequest, Watch, run_round
+from tcsweep.job import Job, Round
+from tcsweep.measure import RoundRequest, Samples, Watch, run_round
 from tcsweep.models import build_input, build_model, memory_format
 from tcsweep.precision import PRECISIONS, allow_patched_torch, mixed_dtypes_explained, set_tf32
 from tcsweep.worker import Broken, Tell
@@ -136,7 +140,8 @@ def measure_round(request: RoundRequest, tell: Tell) -> Round:
             Watch(time.monotonic, request.deadline, _teller(tell)),
             request.hint,
         )
-        host_state = host()
+        host_state, after = host(), arithmetic()
+        energy = _energy(job, iteration, samples, stages) if job.measure.energy_s > 0 else None
     measured = Round(
         number=request.number,
         started_at=started_at,
@@ -158,8 +163,9 @@ def measure_round(request: RoundRequest, tell: Tell) -> Round:
         timed_from=samples.timed_from,
         timed_until=samples.timed_until,
         arithmetic_before=before,
-        arithmetic_after=arithmetic(),
+        arithmetic_after=after,
         host_state=host_state,
+        energy=energy,
     )
     if not request.gathers:
         return measured
@@ -171,6 +177,18 @@ def measure_round(request: RoundRequest, tell: Tell) -> Round:
         worker_s=time.monotonic() - request.asked_at,
         stage_s={**measured.stage_s, "evidence": stages.seconds["evidence"]},
     )
+
+
+def _energy(job: Job, iteration: Callable[[], Any], samples: Samples, stages: Stages) -> Energy:
+    """A phase of its own: the counter is asked for in between, which the timed blocks must not be."""
+    if not job.device.startswith("cuda"):
+        return Energy(missing="a CPU: its energy is not read")
+    timer = CudaDevice(iteration)
+    uuid = getattr(torch.cuda.get_device_properties(torch.device(job.device)), "uuid", None)  # torch 2.4 and later
+    iteration_ms = statistics.fmean(samples.block_wall_ms) / samples.block_iterations
+    with stages.stage("energy"):
+        counter = joules(None if uuid is None else str(uuid))
+        return measure_energy(timer.block, iteration_ms, job.batch, job.measure.energy_s, counter, time.monotonic)
 
 
 def _reference(request: RoundRequest) -> Reference | None:

@@ -138,6 +138,7 @@ def _metrics(row: Row) -> dict[str, float]:
         "wall_ms": f.wall_ms,
         "peak_memory_mib": f.peak_memory_mib,
         "setup_s": f.setup_s,
+        "energy_j_per_img": f.energy_j_per_img,
         **_evidence_metrics(row),
     }
     return {k: float(f"{v:.6g}") for k, v in values.items() if v is not None and math.isfinite(v)}

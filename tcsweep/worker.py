@@ -19,8 +19,8 @@ from typing import Any
 from tcsweep._process import die_with_parent, environment, kill_group, prefer_to_be_killed
 from tcsweep.failures import classify, killed
 
-# They change arithmetic behind our back: fp32 would be TF32, or tf32 would not.
-REMOVED_VARIABLES = ("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE")
+# They change results behind our back: fp32 would be TF32, or tf32 would not; no launch would overlap the GPU's work.
+REMOVED_VARIABLES = ("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "CUDA_LAUNCH_BLOCKING")
 # Nothing of tracking concerns a worker, and a password least of all.
 PRIVATE_PREFIXES = ("MLFLOW_",)
 HEARTBEAT_S = 1.0  # a silent worker's stage is said again, so that the elapsed time moves on

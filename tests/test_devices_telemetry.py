@@ -22,6 +22,7 @@ from tcsweep.devices.telemetry import (
     foreign_memory,
     load_of_processes,
     load_while_idle,
+    occupants,
     open_reader,
     thinned,
 )
@@ -411,6 +412,7 @@ class FakeReader:
     def __init__(self, answer: Callable[[int], dict[str, Any]], users: Callable[[], Users] = Users) -> None:
         self.answer, self.users, self.samples = answer, users, 0
         self.ready = threading.Event()  # after the 40th
+        self.used: float | None = None
 
     def sample(self) -> dict[str, Any]:
         self.samples += 1
@@ -423,6 +425,9 @@ class FakeReader:
 
     def processes(self) -> Users:
         return self.users()
+
+    def used_memory_mib(self) -> float | None:
+        return self.used
 
 
 class TickingClock:
@@ -525,3 +530,38 @@ def test_nvml_sampling_costs_under_1_percent_of_a_core(nvml: Callable[..., Any])
         used_s, lasted_s = time.process_time() - cpu, time.monotonic() - began
     assert len(sampler.state(Windows((began, began + lasted_s))).samples) >= 15
     assert used_s / lasted_s < 0.01
+
+
+# --- who is there before the sweep ---
+
+
+@pytest.mark.parametrize(
+    ("users", "used_mib", "said"),
+    [
+        (Users(), 600.0, None),
+        (Users(memory_mib={}), 600.0, None),
+        (Users(memory_mib={}), 30720.0, "30.0 GiB held by processes that cannot be seen from here"),
+        (Users(memory_mib={7: 2048.0, 5: None}), None, "held by others: pid 5 an unknown part, pid 7 2.0 GiB"),
+    ],
+)
+def test_who_holds_memory_before_the_first_round_is_said(
+    users: Users, used_mib: float | None, said: str | None
+) -> None:
+    reader = FakeReader(lambda i: {}, lambda: users)
+    reader.used = used_mib
+    assert occupants(reader) == said
+
+
+def test_a_reader_that_fails_knows_of_nobody() -> None:
+    def fail() -> Users:
+        raise OSError
+
+    assert occupants(FakeReader(lambda i: {}, fail)) is None
+
+
+def test_what_others_held_at_any_look_is_known_without_timed_blocks() -> None:
+    users = Users(memory_mib={1: 500.0, 9: 1024.0})
+    reader = FakeReader(lambda i: {}, lambda: users)
+    with Sampler(reader, 0.0005, own_pids=lambda: {1}) as sampler:
+        assert reader.ready.wait(10)
+    assert sampler.foreign_memory_mib() == 1024.0

@@ -6,7 +6,8 @@ from torch import nn
 from torch.nn import functional
 from torchvision.models import resnet18
 
-from tcsweep.evidence.dtypes import WATCHED, OperatorRow, observe
+from tcsweep.evidence.dtypes import WATCHED, Observed, OperatorRow, observe
+from tcsweep.evidence.facts import Dtypes, OperatorCount
 
 F16 = "float16"
 F32 = "float32"
@@ -51,7 +52,7 @@ def test_a_networks_arithmetic_is_watched_in_both_modes(mode, convolution, linea
         rows = observe(model, torch.rand(1, 3, 64, 64))
 
     assert Counter(row for row in rows if row.operator in WATCHED) == {
-        OperatorRow(convolution, (F32, F32)): 20,
+        OperatorRow(convolution, (F32, F32), "nchw"): 20,
         OperatorRow(linear, (F32, F32, F32)): 1,
     }
 
@@ -103,3 +104,41 @@ def test_an_error_of_the_model_passes_through_and_ends_the_observation():
         observe(nn.Linear(3, 3), torch.rand(2, 4))
     with torch.inference_mode():
         assert observe(lambda x: x, torch.rand(1)) == ()
+
+
+def test_a_convolution_says_in_which_layout_it_got_its_images():
+    layer = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)).to(memory_format=torch.channels_last)
+    x = torch.rand(2, 3, 4, 4)
+    with torch.inference_mode():
+        nhwc = Observed(lambda: layer(x.to(memory_format=torch.channels_last)))
+        turned = Observed(lambda: layer[1](layer[0](x.to(memory_format=torch.channels_last)).contiguous()))
+        one_pixel = Observed(lambda: layer(x[:, :, :1, :1].contiguous()))
+        for observed in (nhwc, turned, one_pixel):
+            observed()
+
+    def layouts(observed):
+        return [(row.layout, row.calls) for row in observed.dtypes.operators]
+
+    assert layouts(nhwc) == [("nhwc", 2)]
+    assert layouts(turned) == [("nhwc", 1), ("nchw", 1)]
+    assert layouts(one_pixel) == [(None, 2)]
+
+
+def test_denormal_numbers_are_counted_in_the_first_image_and_the_first_of_a_weights_outputs():
+    weight = torch.full((4, 4), 1e-40)
+    x = torch.tensor([[1.0, 0.0, 1e-39, 2.0], [1e-39] * 4])
+    observed = Observed(lambda: torch.ops.aten.linear(x, weight))
+    with torch.inference_mode():
+        observed()
+
+    assert observed.dtypes == Dtypes(
+        "ATen operators of one call", (OperatorCount("aten.linear", (F32, F32), 1),), denormal_fraction=5 / 8
+    )
+
+
+def test_numbers_of_a_usual_size_are_no_denormals():
+    observed = Observed(lambda: torch.ops.aten.linear(torch.rand(2, 4), torch.zeros(4, 4)))
+    with torch.inference_mode():
+        observed()
+
+    assert observed.dtypes.denormal_fraction == 0.0

@@ -140,6 +140,12 @@ def suspicions(measured: Result) -> tuple[str, ...]:
     return () if found is None else found.reasons
 
 
+def remarks(measured: Result) -> tuple[str, ...]:
+    """Why a result is wide; () where it is not."""
+    found = wide(measured, figures(measured.job, measured.rounds))
+    return () if found is None else found.reasons
+
+
 def seeing(*rows: OperatorCount) -> Dtypes:
     return Dtypes(SAID, rows)
 
@@ -495,6 +501,12 @@ def test_times_that_rise_by_3_percent_are_suspect() -> None:
     assert suspicions(rising(-0.05)) == ("times changed by -5.0% over the timed blocks",)
 
 
+def test_a_small_rise_is_wide_with_its_figure_and_not_suspect() -> None:
+    assert remarks(rising(0.005)) == ()
+    assert remarks(rising(0.02)) == ("times changed by +2.0% over the timed blocks",)
+    assert remarks(rising(0.05)) == ()  # that is worse than wide
+
+
 def test_a_rise_that_may_be_noise_is_not_suspect() -> None:
     noisy = rising(0.05, noise=0.2)
     seen_drift = drift(noisy.rounds)
@@ -606,6 +618,40 @@ def test_a_steady_low_clock_is_wide_with_its_figures_and_nothing_worse(
         measured = with_state(measured, number, samples=samples(*[clock] * 9, throttle=throttle))
     expected = (Verdict("wide", reasons, ADVICE),) if reasons else ()
     assert verdicts(measured, figures(measured.job, measured.rounds)) == expected
+
+
+# --- other remarks ---
+
+
+def test_convolutions_in_another_layout_than_the_jobs_are_said() -> None:
+    mixed = seeing(
+        OperatorCount("aten.conv2d", ("float32",) * 2, 50, "nhwc"),
+        OperatorCount("aten.conv2d", ("float32",) * 2, 2, "nchw"),
+        OperatorCount("aten.conv2d", ("float32",) * 2, 1),
+        OperatorCount("aten.linear", ("float32",) * 3, 1),
+    )
+    assert remarks(clean(job={"layout": "nhwc"}, dtypes=mixed)) == ("2 of 52 convolutions ran in nchw, not in nhwc",)
+    assert remarks(clean(job={"layout": "nchw"}, dtypes=mixed)) == ("50 of 52 convolutions ran in nhwc, not in nchw",)
+
+
+def test_denormal_numbers_are_hinted_at_where_they_are_not_flushed() -> None:
+    said = ("denormals: 5.0% of the numbers are under 1.2e-38, which slows a CPU down",)
+    flushing = dataclasses.replace(OFF, flush_denormal=True)
+    few, many = (dataclasses.replace(seeing(*operators("float32")), denormal_fraction=f) for f in (0.009, 0.05))
+    assert remarks(on_cpu(dtypes=few)) == ()
+    assert remarks(on_cpu(dtypes=many)) == said
+    flushed = {"arithmetic_before": flushing, "arithmetic_after": flushing}
+    assert remarks(on_cpu(dtypes=many, round_changes=flushed)) == ()
+
+
+def test_half_of_the_gpus_memory_held_by_others_is_said() -> None:
+    environment = dataclasses.replace(ENVIRONMENT, device_memory_mib=81920)
+    states = {mib: dataclasses.replace(STATE, foreign_memory_mib=mib) for mib in (40000.0, 40960.0)}
+    found = {
+        mib: remarks(clean(environment=environment, round_changes={"device_state": state}))
+        for mib, state in states.items()
+    }
+    assert found == {40000.0: (), 40960.0: ("others held 40.0 of the GPU's 80.0 GiB",)}
 
 
 def test_verdicts_come_suspect_first_then_unverified_then_wide() -> None:

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
 
+from tcsweep.evidence.facts import Energy
 from tcsweep.mistakes import Mistake
 from tcsweep.objective import COMPARING, OBJECTIVES, named, value
 from tcsweep.speedup import rows
@@ -13,11 +15,11 @@ from .sweeps import a_failure, a_job, a_result, outcomes
 
 def test_every_objective_is_a_figure_of_a_measured_job() -> None:
     (row,) = rows([a_result(a_job(), 1000.0)])
-    few = {"latency_ms_p99"}  # 3 rounds of 70 samples are too few for it
+    few = {"latency_ms_p99", "energy_j_per_img"}  # 3 rounds of 70 samples are too few for it; no energy phase
     assert {name for name, one in OBJECTIVES.items() if one.of(row) is None} == few
 
 
-@pytest.mark.parametrize("name", ["energy_j_per_img", "throughput"])
+@pytest.mark.parametrize("name", ["energy", "throughput"])
 def test_a_figure_that_is_not_measured_is_a_mistake_that_names_what_is(name: str) -> None:
     with pytest.raises(Mistake, match="throughput_img_s"):
         named(name)
@@ -45,4 +47,12 @@ def test_the_value_of_repeats_is_their_mean_and_one_that_failed_spoils_it() -> N
 
 def test_speedups_are_the_objectives_that_need_a_baseline() -> None:
     alone = rows([outcomes()[0]])
-    assert [n for n, one in OBJECTIVES.items() if one.of(alone[0]) is None and n != "latency_ms_p99"] == list(COMPARING)
+    missing = [n for n, one in OBJECTIVES.items() if one.of(alone[0]) is None]
+    assert [n for n in missing if n not in ("latency_ms_p99", "energy_j_per_img")] == list(COMPARING)
+
+
+def test_energy_is_the_mean_over_rounds_of_joules_an_image() -> None:
+    result = a_result(a_job(), 1000.0)
+    used = (Energy(120.0, 3.0, 1000), Energy(140.0, 3.0, 1000), Energy(missing="no counter"))
+    rounds = tuple(dataclasses.replace(r, energy=e) for r, e in zip(result.rounds, used))
+    assert value(rows([dataclasses.replace(result, rounds=rounds)]), named("energy_j_per_img")) == pytest.approx(0.13)

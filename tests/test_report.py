@@ -285,7 +285,7 @@ def test_notes_of_the_workers_and_removed_variables_are_said_once() -> None:
     ]
     text = rendered(*outcomes)
     assert text.count("bf16: bf16 is emulated on this GPU") == 1
-    said = "taken out of the workers' environment, as they change arithmetic: NVIDIA_TF32_OVERRIDE"
+    said = "taken out of the workers' environment, as they change results: NVIDIA_TF32_OVERRIDE"
     assert said in " ".join(text.split())
 
 
@@ -335,6 +335,12 @@ def csv_rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+SEEN = (
+    *("tensor_core_time_fraction", "unknown_time_fraction", "gpu_busy_fraction", "achieved_tflop_s", "peak_tflop_s"),
+    *("layerwise_roof_img_s", "roof_fraction", "relative_error", "sm_mhz", "power_w", "temperature_c"),
+)
+
+
 def test_the_csv_has_a_line_a_job_with_exact_values(tmp_path: Path) -> None:
     path = tmp_path / "summary.csv"
     base, fast = measured(job("fp32"), 0, 100.0), measured(job("o1", amp_backend="auto"), 1, 200.0, amp_backend="torch")
@@ -373,9 +379,11 @@ def test_the_csv_has_a_line_a_job_with_exact_values(tmp_path: Path) -> None:
         "setup_s": "0.75",
         "rounds": "1",
         "sustained_s": "1.6",
-        "verdict": "wide",
-        "reason": "1 of 3 rounds (stopped)",
+        "verdict": "unverified",
+        "reason": "dtypes and kernels were not observed",
         "folder": fast.job.folder,
+        **dict.fromkeys(("dtypes", *SEEN, "energy_j_per_img"), ""),
+        "verdicts": "unverified wide",
     }
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -9,7 +10,7 @@ from tcsweep.job import Environment, Failure, Job, Outcome, Result, Skipped
 from tcsweep.speedup import Speedup, rows
 from tcsweep.stats import Interval
 
-from .evident import TF32_ON, clean, operators
+from .evident import STATE, TF32_ON, clean, operators, samples
 from .test_stats import one_round
 
 UNSEEN = Kernels(missing="no right to profile")  # decides nothing where no operator is in float32
@@ -169,3 +170,22 @@ def test_a_failed_baseline_that_is_the_reference_too_leaves_neither() -> None:
 def test_a_suspect_job_says_so_although_its_baseline_failed() -> None:
     failed = Failure(clean().job, "asked", 0, Environment(), "build", "gpu-memory", "out of GPU memory", 0.0, 1.0)
     assert rows([failed, suspicious("tf32")])[1].speedup == Speedup(None, None, f"suspect: {WHY}")
+
+
+# --- one point asked for more than once ---
+
+
+def test_repeats_that_lie_apart_are_wide_by_an_order_effect_and_others_are_not() -> None:
+    found = rows([clean("fp32", rate, job={"repeat": n}) for n, rate in enumerate((1000.0, 1003.0, 1050.0))])
+    reason = "order effect: the same point gave 1000 to 1050 img/s"
+    assert [[(v.name, v.reasons) for v in r.verdicts] for r in found] == [[("wide", (reason,))]] * 3
+    assert [r.verdicts for r in rows([clean("fp32"), clean("fp32", 1010.0, job={"repeat": 1})])] == [(), ()]
+    assert [r.verdicts for r in rows([clean("fp32"), clean("fp32", 1050.0, job={"layout": "nhwc"})])] == [(), ()]
+
+
+def test_an_order_effect_joins_the_other_reasons_to_be_wide() -> None:
+    states = dataclasses.replace(STATE, samples=samples(*[990.0] * 6))
+    low = clean("fp32", 1050.0, job={"repeat": 1}, round_changes={"device_state": states})
+    assert [v.reasons for v in rows([clean("fp32"), low])[1].verdicts] == [
+        ("SM clock 990 of 1980 MHz", "order effect: the same point gave 1000 to 1050 img/s")
+    ]

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from tcsweep import task
+from tcsweep.evidence.facts import Energy
 from tcsweep.job import Job, Measure, Round
 from tcsweep.measure import Hint, RoundRequest
 from tcsweep.models import HostMemoryError
@@ -99,6 +100,8 @@ SHAPE = {
     "half_dtype": None,
     "notes": (),
     "device_state": None,
+    "energy": None,
+    "input": "standard normal, seeded",
     "evidence": None,
     "timed": True,
     "switches": True,
@@ -253,3 +256,8 @@ def test_estimates_are_passed_on_four_times_a_second_and_stages_at_once(monkeypa
         now[0] = 100.0 + at
         pass_on(stage, at, None)
     assert tell.told == ["warmup", (0.0, None), (0.25, None), "throughput", (0.3, None)]
+
+
+def test_a_cpu_is_asked_for_no_energy_and_says_so() -> None:
+    job = dataclasses.replace(JOB, measure=dataclasses.replace(JOB.measure, energy_s=1.0))
+    assert measure_round(request(job), FakeTell()).energy == Energy(missing="a CPU: its energy is not read")

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import math
 import statistics
 import threading
 import time
@@ -18,6 +19,7 @@ from tcsweep.mistakes import first_line
 
 SAMPLES_MAX = 200
 PROCESSES_S = 0.5  # between two looks at the other processes: two or three calls of NVML, and no clock among them
+UNKNOWN_MIB = 2048.0  # an idle GPU's driver was seen to hold 0.5 to 0.7 GiB
 STOP_S = 1.0  # for the thread to end; a driver that hangs holds back nothing
 # NVML's nvmlUtilization_t: "the sample period may be between 1 second and 1/6 second, depending on the product".
 UTILISATION_PERIOD_S = (1 / 6, 1.0)
@@ -67,6 +69,9 @@ class Reader(Protocol):
 
     def processes(self) -> Users:
         """Who is on the GPU, and what each used since the last call."""
+
+    def used_memory_mib(self) -> float | None:
+        """What all hold together, the driver included."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +134,10 @@ class Sampler:
         seen = device_state(tuple(self._samples), tuple(self._looks), frozenset(self._own), self._limits, windows)
         return seen if seen.missing else dataclasses.replace(seen, source=self._reader.source)
 
+    def foreign_memory_mib(self) -> float | None:
+        """The most that others held at any look; None where processes are invisible."""
+        return foreign_memory(tuple(self._looks), frozenset(self._own), (-math.inf, math.inf))
+
     def _run(self) -> None:
         if isinstance(self._reader, Absent):
             return
@@ -154,6 +163,26 @@ class Sampler:
             with contextlib.suppress(Exception):
                 users = reader.processes()
             self._looks.append(Look(self._clock(), users))
+
+
+def occupants(reader: Reader) -> str | None:
+    """Who holds memory on a GPU on which this sweep runs nothing yet, in words; None where nobody seems to."""
+    held: Mapping[int, float | None] = {}
+    used: float | None = None
+    with contextlib.suppress(Exception):
+        held = reader.processes().memory_mib or {}
+    with contextlib.suppress(Exception):
+        used = reader.used_memory_mib()
+    if held:
+        each = (f"pid {pid} {'an unknown part' if mib is None else _gib(mib)}" for pid, mib in sorted(held.items()))
+        return f"held by others: {', '.join(each)}"
+    if used is not None and used >= UNKNOWN_MIB:
+        return f"{_gib(used)} held by processes that cannot be seen from here"
+    return None
+
+
+def _gib(mib: float) -> str:
+    return f"{mib / 1024:.1f} GiB"
 
 
 # --- what was seen, from numbers alone ---
@@ -306,6 +335,11 @@ class NvmlReader:
     def processes(self) -> Users:
         """Each process' share of the SMs since the last call, and the memory of all that have a context."""
         return Users(self._load(), self._memory_mib())
+
+    def used_memory_mib(self) -> float | None:
+        """What all hold together, the driver included."""
+        told = self._ask(("nvmlDeviceGetMemoryInfo",))
+        return None if told is None else told.used / 2**20
 
     def _load(self) -> dict[int, float] | None:
         try:

@@ -12,8 +12,9 @@ import torch
 
 from tcsweep.engines import ENGINES
 from tcsweep.engines import Observed as Observing
+from tcsweep.evidence.clock import sm_clock
 from tcsweep.evidence.facts import Dtypes, Evidence, Kernels, Numerics, Work
-from tcsweep.evidence.kernels import profiled
+from tcsweep.evidence.kernels import BUSY_ITERATIONS, BUSY_MS, profiled
 from tcsweep.evidence.numerics import Reference as Outputs
 from tcsweep.evidence.numerics import compare, run_through, structured_inputs
 from tcsweep.job import Job
@@ -36,6 +37,8 @@ def collect(
     observing = ENGINES[job.engine].observed(iteration)
     with _timed(seconds, "kernels"):
         kernels = _kernels(iteration, iteration_ms, x.is_cuda)
+    with _timed(seconds, "clock"):
+        sm_mhz = _sm_mhz(iteration, iteration_ms) if x.is_cuda else None
     with _timed(seconds, "numerics and dtypes"):
         numerics = _numerics(observing, x, iteration_ms, shared, outputs)
         dtypes = _dtypes(observing)
@@ -46,6 +49,7 @@ def collect(
         work=shared.work if shared else Work(missing="not counted"),
         rates=shared.rates if shared else {},
         seconds=seconds,
+        sm_mhz_in_band=sm_mhz,
     )
 
 
@@ -64,6 +68,16 @@ def _kernels(iteration: Callable[[], Any], iteration_ms: float, on_gpu: bool) ->
     if not on_gpu:
         return Kernels(missing="a CPU runs no GPU kernels")
     return profiled(iteration, iteration_ms)
+
+
+def _sm_mhz(iteration: Callable[[], Any], iteration_ms: float) -> float | None:
+    """The SM clock under the job's own load: the GPU counts right behind iterations that are still queued."""
+    measure = sm_clock()
+    if measure is None:
+        return None
+    for _ in range(max(1, min(BUSY_ITERATIONS, int(BUSY_MS / max(iteration_ms, 1e-3))))):
+        iteration()
+    return measure()
 
 
 def _numerics(

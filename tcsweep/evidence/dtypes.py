@@ -36,6 +36,7 @@ class OperatorRow:
 
     operator: str  # "aten.conv2d"
     dtypes: tuple[str, ...]  # of its floating tensor arguments in the order of the call: ("float16", "float16")
+    layout: str | None = None  # of a convolution's input
 
 
 def observe(forward: Callable[[Tensor], Any], x: Tensor) -> tuple[OperatorRow, ...]:
@@ -60,14 +61,14 @@ class Observed:
         observer = _Observer()
         with observer:
             value = self._iteration()
-        self.dtypes = Dtypes(self._source, counted(observer.rows))
+        self.dtypes = Dtypes(self._source, counted(observer.rows), observer.denormal_fraction)
         return value
 
 
 def counted(rows: Iterable[OperatorRow]) -> tuple[OperatorCount, ...]:
     """The operators that do arithmetic, by dtypes, in the order first seen."""
-    found = Counter((r.operator, r.dtypes) for r in rows if r.operator in WATCHED)
-    return tuple(OperatorCount(operator, dtypes, calls) for (operator, dtypes), calls in found.items())
+    found = Counter((r.operator, r.dtypes, r.layout) for r in rows if r.operator in WATCHED)
+    return tuple(OperatorCount(operator, dtypes, calls, layout) for (operator, dtypes, layout), calls in found.items())
 
 
 class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-ignore]
@@ -76,12 +77,38 @@ class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-igno
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.rows: list[OperatorRow] = []
+        self._numbers = self._denormal = 0
+
+    @property
+    def denormal_fraction(self) -> float | None:
+        """Of the numbers looked at; None where none were: on a GPU they cost nothing."""
+        return self._denormal / self._numbers if self._numbers else None
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         floating = (*_floating(args), *_floating(tuple(kwargs.values())))
-        self.rows.append(OperatorRow(func._schema.name.replace("::", "."), tuple(_name(t.dtype) for t in floating)))
+        name = func._schema.name.replace("::", ".")
+        self.rows.append(OperatorRow(name, tuple(_name(t.dtype) for t in floating), _layout(name, floating)))
+        if name in WATCHED:
+            self._look_for_denormals(floating)
         return func(*args, **kwargs)
+
+    def _look_for_denormals(self, tensors: Iterable[Tensor]) -> None:
+        """In the first image, and the first of a weight's outputs: all of them would take longer than the iteration."""
+        for tensor in tensors:
+            if tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.bfloat16) and tensor.dim():
+                some = tensor[:1]
+                self._numbers += some.numel()
+                self._denormal += int(((some != 0) & (some.abs() < torch.finfo(some.dtype).tiny)).sum())
+
+
+def _layout(operator: str, tensors: tuple[Tensor, ...]) -> str | None:
+    """The memory format of a convolution's images, None where both fit (one channel, or one pixel)."""
+    if "conv" not in operator or not tensors or tensors[0].dim() != 4:
+        return None
+    nchw = tensors[0].is_contiguous()
+    nhwc = tensors[0].is_contiguous(memory_format=torch.channels_last)
+    return None if nchw == nhwc else "nchw" if nchw else "nhwc"
 
 
 def _floating(values: Any) -> Iterator[Tensor]:

@@ -25,6 +25,7 @@ class OperatorCount:
     operator: str  # "aten.conv2d"
     dtypes: tuple[str, ...]  # of its floating tensor arguments, in the order of the call: ("float16", "float16")
     calls: int
+    layout: str | None = None  # of a convolution's input, "nchw" or "nhwc"; None: no convolution, or both at once
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Dtypes:
 
     source: str  # how they were seen: "ATen operators of one call"; each engine says its own
     operators: tuple[OperatorCount, ...] = ()
+    denormal_fraction: float | None = None  # of the operators' numbers, first of each batch; not looked for on a GPU
     missing: str | None = None  # why nothing was seen
 
 
@@ -171,6 +173,16 @@ class DeviceState:
 
 
 @dataclass(frozen=True)
+class Energy:
+    """What a device used in a phase of its own, after the timing."""
+
+    joules: float | None = None
+    seconds: float | None = None
+    images: int | None = None
+    missing: str | None = None  # why nothing could be read
+
+
+@dataclass(frozen=True)
 class HostState:
     """The host during one round's timed blocks."""
 
@@ -192,3 +204,4 @@ class Evidence:
     work: Work
     rates: dict[str, float]  # what this device was measured to do: FLOP/s of a large GEMM by dtype; "copy", bytes/s
     seconds: dict[str, float]  # what each part of it cost
+    sm_mhz_in_band: float | None = None  # SM clock by the GPU's own counters, right after work; None: not to be had

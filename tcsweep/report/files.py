@@ -97,6 +97,7 @@ COLUMNS: dict[str, Callable[[Row], Any]] = {
     "sm_mhz": _seen("sm_mhz"),
     "power_w": _seen("power_w"),
     "temperature_c": _seen("temperature_c"),
+    "energy_j_per_img": _figure("energy_j_per_img"),
     "verdicts": lambda row: " ".join(v.name for v in row.verdicts) or None,
 }
 

@@ -74,7 +74,7 @@ def footnotes(sweep: Sweep, rows: Sequence[Row], left_out: Sequence[str], width:
     lines = [*_verdicts_said_once(rows), *_advice(rows), *_round_notes(rows)]
     removed = sweep.environment.removed_variables
     if removed:
-        lines.append(f"taken out of the workers' environment, as they change arithmetic: {', '.join(removed)}")
+        lines.append(f"taken out of the workers' environment, as they change results: {', '.join(removed)}")
     if left_out:
         lines.append(f"not shown at {width} columns, but in summary.csv: {', '.join(left_out)}")
     return lines
