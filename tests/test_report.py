@@ -383,6 +383,7 @@ def test_the_csv_has_a_line_a_job_with_exact_values(tmp_path: Path) -> None:
         "reason": "dtypes and kernels were not observed",
         "folder": fast.job.folder,
         **dict.fromkeys(("dtypes", *SEEN, "energy_j_per_img"), ""),
+        "isolation": "process",
         "verdicts": "unverified wide",
     }
 

@@ -98,6 +98,7 @@ COLUMNS: dict[str, Callable[[Row], Any]] = {
     "power_w": _seen("power_w"),
     "temperature_c": _seen("temperature_c"),
     "energy_j_per_img": _figure("energy_j_per_img"),
+    "isolation": _job("isolation"),
     "verdicts": lambda row: " ".join(v.name for v in row.verdicts) or None,
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from rich.text import Text
 from tcsweep.explain import SUSPECT, Verdict
 from tcsweep.job import Failure, Job, Skipped, Sweep
 from tcsweep.report.frame import ONCE, closing, failure_words, failures, footnotes, heading, suspicions
+from tcsweep.report.pairs import Pair, paired, print_pair
 from tcsweep.report.words import (
     MISSING,
     encodable,
@@ -110,14 +112,20 @@ def render(sweep: Sweep, rows: list[Row], console: Console) -> None:
 def _render(sweep: Sweep, rows: list[Row], console: Console) -> None:
     for line in heading(sweep, rows):
         console.print(Text(line, style="bold"))
-    layout = plan(rows, console.width)
+    groups = paired(grouped(rows))
+    single = [row for group in groups if not isinstance(group, Pair) for row in group]
+    layout = plan(single, console.width)
     jobs = [row.job for row in rows]
-    for group in grouped(rows):
+    for group in groups:
         console.print()
+        if isinstance(group, Pair):
+            same = [dataclasses.replace(job, isolation=group.job.isolation) for job in jobs]
+            print_pair(group, group_title(group.job, same), console)
+            continue
         console.print(Text(group_title(group[0].job, jobs), style="bold cyan"))
         console.print(_table(group, layout), crop=False, no_wrap=False)
     console.print()
-    if any(c.name == TOTAL for c in layout.columns):
+    if single and any(c.name == TOTAL for c in layout.columns):
         console.print(Text("total speed-up: over fp32, nchw, eager of the same batch", style="dim"))
     for line in footnotes(sweep, rows, layout.left_out, console.width):
         console.print(Text(line, style="dim"))

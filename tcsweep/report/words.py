@@ -110,10 +110,12 @@ def _precision_label(job: Job, with_backend: bool) -> str:
 
 
 def group_title(job: Job, others: Sequence[Job] = ()) -> str:
-    """What the jobs of a cell have in common; weights, seed and measure only where they tell cells apart."""
+    """What the jobs of a cell have in common; weights, isolation, seed and measure where they tell cells apart."""
     parts = [job.model, f"{job.image_size}×{job.image_size}", f"batch {job.batch}", job.layout, job.engine, job.device]
     if job.weights or any(o.weights != job.weights for o in others):
         parts.insert(1, job.weights or "random weights")
+    if any(o.isolation != job.isolation for o in others):
+        parts.append("a process each" if job.isolation == "process" else "one process")
     if any(o.seed != job.seed for o in others):
         parts.append(f"seed {job.seed}")
     if any(o.measure != job.measure for o in others):
