@@ -19,7 +19,7 @@ def number(value: float | None) -> str:
     """Three or more significant digits, never an exponent: 0.0421, 9.72, 308.4, 12345."""
     if value is None or not math.isfinite(value):
         return MISSING
-    if value >= 1000:
+    if value >= 999.95:
         return f"{value:.0f}"
     if value >= 9.995:
         return f"{value:.1f}"
