@@ -174,7 +174,7 @@ def draw(job: Job, rounds: Sequence[Round], sweeps: int = SWEEPS, seed: int = 0)
     Mistake for fewer than `DRAW_MIN` rounds, or a job that is measured in one."""
     if len(rounds) < DRAW_MIN or job.measure.rounds < 2:
         raise Mistake(f"{job.label}: {DRAW_MIN} recorded rounds and measure.rounds=2 at least")
-    source = random.Random(f"{seed}/{job.id}")
+    source = random.Random(f"{seed}/{job.label}")
     rates = [round_throughput(job.batch, r) for r in rounds]
     truth = geometric_mean(rates)
     drawn = [figures(job, a_sweep(job, rounds, source)) for _ in range(sweeps)]

@@ -331,7 +331,7 @@ def test_nothing_is_prepared_in_a_process_that_o1_patched():
 
 
 def row(operator: str, *dtypes: str) -> OperatorRow:
-    return OperatorRow(f"aten.{operator}", dtypes)
+    return OperatorRow(f"aten.{operator}", dtypes, "nchw" if operator == "conv2d" else None)
 
 
 def resnet_rows(half_dtype: str, norm: str, casts: dict[OperatorRow, int]) -> dict[OperatorRow, int]:
