@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import re
 import subprocess
 import sys
 import time
@@ -82,10 +83,10 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     made.server.join()
 
 
-def suspicions(result: Result) -> list[str]:
-    """Why a result is suspect. On a machine that others use too, it says so of every one: left out here."""
+def suspicions(result: Result, noise: tuple[str, ...] = ("others used", "times changed")) -> list[str]:
+    """Why a result is suspect. On a machine that others use too, the `noise` may be said of any: left out here."""
     found = verdicts(result, figures(result.job, result.rounds))
-    return [r for v in found if v.name == SUSPECT for r in v.reasons if not r.startswith("others used")]
+    return [r for v in found if v.name == SUSPECT for r in v.reasons if not r.startswith(noise)]
 
 
 def says(result: Result, *starts: str) -> None:
@@ -119,8 +120,11 @@ def test_a_half_that_was_undone_in_one_block_is_seen(bench: Bench) -> None:
 
 def test_times_that_trend_are_seen(bench: Bench) -> None:
     longer = dataclasses.replace(QUICK, timed_s_min=0.8, timed_s_max=0.8)
-    (result,) = bench(dataclasses.replace(SMALL, measure=longer), "tests.traps:slower_and_slower")
-    says(result, "times changed by +")
+    made = [bench(dataclasses.replace(SMALL, measure=longer), "tests.traps:slower_and_slower")[0] for _ in range(3)]
+    rounds = tuple(dataclasses.replace(one.rounds[0], number=n) for n, one in enumerate(made, 1))
+    result = dataclasses.replace(made[0], rounds=rounds)  # three processes, as `default` has
+    (said,) = suspicions(result, noise=("others used",))
+    assert said.startswith("times changed by +")
 
 
 def test_evidence_of_another_model_than_was_timed_is_seen(bench: Bench) -> None:
@@ -201,7 +205,7 @@ def test_the_puzzle_is_caught_in_the_act(tmp_path: Path) -> None:
     with open(sweep_folder(tmp_path) / "summary.csv", newline="") as file:
         rows = {(r["isolation"], r["precision"]): r for r in csv.DictReader(file)}
     assert list(rows) == [(i, p) for i in ("none", "process") for p in ("o3", "o2", "o1", "o0", "fp32")]
-    patched = [key for key, r in rows.items() if "functions were patched" in r["reason"]]
+    patched = [key for key, r in rows.items() if re.match("suspect: .*functions were patched", r["reason"])]
     assert patched == [("none", "o0"), ("none", "fp32")]
     assert {rows[key]["verdict"] for key in (("none", "o0"), ("none", "fp32"))} == {SUSPECT}
     assert rows["none", "fp32"]["speedup"] == rows["none", "o3"]["speedup"] == ""
