@@ -530,6 +530,12 @@ def test_few_kernels_are_the_evidence_of_a_job_that_the_host_holds_back() -> Non
     assert suspicions(clean(kernels=dataclasses.replace(kernels(FP32_CONVOLUTION, union_ms=2.0), span_ms=None))) == ()
 
 
+def test_blocks_in_which_the_host_fell_behind_do_not_contradict_the_kernels() -> None:
+    walls = (80.0, 80.0, 120.0, 121.0, 119.0, 80.0, 122.0, 118.0)
+    slow = in_round(clean(), 1, block_wall_ms=walls, block_device_ms=tuple(0.98 * ms for ms in walls))
+    assert suspicions(slow) == ()
+
+
 def test_evidence_is_compared_with_the_round_that_it_was_collected_in() -> None:
     slow = tuple(ms * 1.2 for ms in clean().rounds[0].block_wall_ms)
     others = {"block_wall_ms": slow, "block_device_ms": tuple(ms * 0.98 for ms in slow)}

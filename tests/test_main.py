@@ -67,7 +67,8 @@ def here(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest
 
 def environment(**env: str) -> dict[str, str]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
-    return {**kept, "PYTHONPATH": str(ROOT), "MLFLOW_DISABLE_TELEMETRY": "true", **env}
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    return {**kept, "PYTHONPATH": path, "MLFLOW_DISABLE_TELEMETRY": "true", **env}
 
 
 def start(cwd: Path, *argv: str) -> subprocess.Popen[str]:

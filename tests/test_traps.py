@@ -253,10 +253,11 @@ def test_tf32_left_on_is_seen_by_the_kernels_that_ran(bench: Bench, model: str) 
 @needs_gpu
 @pytest.mark.parametrize("batch", [32, 512])
 def test_a_timed_region_that_forgets_to_wait_is_seen(bench: Bench, batch: int) -> None:
-    (result,) = bench(dataclasses.replace(ON_GPU, batch=batch), "tests.traps:nobody_waits")
+    few = dataclasses.replace(QUICK, iterations=10)  # two a block: more would fill the launch queue, and so wait
+    (result,) = bench(dataclasses.replace(ON_GPU, batch=batch, measure=few), "tests.traps:nobody_waits")
     found = suspicions(result)
     assert any("shorter than the device's work" in reason for reason in found)
-    assert any("over the device's peak" in reason for reason in found) or batch == 32
+    assert batch == 32 or any("over the device's peak" in reason for reason in found)
 
 
 @gpu

@@ -62,7 +62,8 @@ def evidence_of_another(request: RoundRequest, tell: Any) -> Any:
     collect = task.collect
 
     def of_another(job: Job, iteration: Iteration, x: torch.Tensor, *rest: Any) -> Any:
-        other = build_model(Job(model="resnet34", image_size=job.image_size), x.device)
+        name = "resnet34" if job.model == "resnet18" else "resnet18"
+        other = build_model(Job(model=name, image_size=job.image_size), x.device)
         return collect(job, lambda: other(x), x, *rest)
 
     task.collect = of_another  # type: ignore[assignment]
