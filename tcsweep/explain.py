@@ -12,7 +12,7 @@ from tcsweep.evidence.kernels import arithmetic as kernel_arithmetic
 from tcsweep.evidence.limits import limit
 from tcsweep.job import Result
 from tcsweep.precision import PRECISIONS, Promise
-from tcsweep.stats import Figures, drift, figures
+from tcsweep.stats import Figures, drift
 
 SUSPECT = "suspect"
 WIDE = "wide"
