@@ -138,7 +138,7 @@ def wall_under_device(result: Result, derived: Figures) -> Reasons:
 def over_peak(result: Result, derived: Figures) -> Reasons:
     """More arithmetic a second than the device can do at its highest clock."""
     evidence = result.evidence
-    if evidence is None or not evidence.work.layers or any("fft" in k.name.lower() for k in evidence.kernels.kernels):
+    if evidence is None or not evidence.work.layers:
         return
     peak = peak_flops_s(result)
     achieved = flops_least(evidence) * derived.throughput_img_s

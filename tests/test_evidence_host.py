@@ -53,7 +53,7 @@ def test_everything_is_read_from_a_host_that_tells_all(host: Path) -> None:
     process(host, 51, 50, 80, 10, 0, 0)
     (host / "sys/fs/cgroup/batch/job/cpu.stat").write_text("nr_periods 110\nnr_throttled 10\n")
     assert state() == HostState(
-        cpu_quota=2.5, affinity=4, threads=2, throttled=3, load_1m=3.25, foreign_load=(240 - 160) / 400
+        cpu_quota=2.5, affinity=4, threads=2, throttled=3, load_1m=3.25, foreign_load=(240 - 160 - 2) / 400
     )
 
 
@@ -62,7 +62,7 @@ def test_a_child_that_ended_and_was_waited_for_is_still_our_own(host: Path) -> N
     put(host, proc__stat="cpu  1300 0 500 8100 500 0 0 0 0 0\n")
     process(host, 50, 1, 100, 20, 130, 100)  # the child's 230 ticks, 30 of them from before, are its parent's now
     (host / "proc/51/stat").unlink()
-    assert state().foreign_load == (300 - 200) / 400
+    assert state().foreign_load == (300 - 200 - 2) / 400
 
 
 def test_time_stolen_by_another_virtual_machine_is_foreign_and_guest_time_is_not_counted_twice(host: Path) -> None:
@@ -70,7 +70,7 @@ def test_time_stolen_by_another_virtual_machine_is_foreign_and_guest_time_is_not
     put(host, proc__stat="cpu  1000 0 500 8150 500 0 0 50 999 0\n")
     assert before == Ticks(total=10_000, busy=1_500, own=150)
     assert ticks(host) == Ticks(total=10_200, busy=1_550, own=150)
-    assert foreign_load(before, ticks(host)) == 0.25
+    assert foreign_load(before, ticks(host)) == 48 / 200
 
 
 def test_a_process_is_no_descendant_by_a_confusing_name_or_a_ring_of_reused_pids(host: Path) -> None:
@@ -85,7 +85,9 @@ def test_a_process_is_no_descendant_by_a_confusing_name_or_a_ring_of_reused_pids
     [
         (Ticks(0, 0, 0), Ticks(200, 100, 100), 0.0),
         (Ticks(0, 0, 0), Ticks(200, 100, 110), 0.0),  # ticks are rounded, each process's on its own
-        (Ticks(0, 0, 0), Ticks(200, 200, 0), 1.0),
+        (Ticks(0, 0, 0), Ticks(200, 102, 100), 0.0),  # and each count is of whole ticks
+        (Ticks(0, 0, 0), Ticks(200, 200, 0), 0.99),
+        (Ticks(0, 0, 0), Ticks(20, 3, 0), 0.05),
         (Ticks(0, 0, 0), Ticks(19, 19, 0), None),
         (None, Ticks(200, 100, 0), None),
         (Ticks(0, 0, 0), None, None),

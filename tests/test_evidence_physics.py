@@ -14,6 +14,13 @@ def test_winograd_layers_count_a_quarter_where_winograd_is_possible():
     assert flops_for_bound(WORK, winograd_possible=False) == 4600.0 == WORK.flops
 
 
+def test_layers_that_an_fft_could_do_do_not_count_where_one_is_possible():
+    spatial = LayerWork("conv", "convolution", 4000.0, 100, 200, 50, winograd=True, spatial=True)
+    work = Work((spatial, POOLING, LINEAR))
+    assert flops_for_bound(work, winograd_possible=True, fft_possible=True) == 600.0
+    assert flops_for_bound(work, winograd_possible=True) == 1600.0
+
+
 @pytest.mark.parametrize(
     ("flops_s", "seconds"),
     [

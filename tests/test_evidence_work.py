@@ -71,7 +71,9 @@ def test_a_basic_block_is_its_convolutions_and_a_residual():
     work = count("resnet18", 64)
 
     assert work.layers[:6] == (
-        LayerWork("conv1", "convolution", 2.0 * 64 * 32 * 32 * 3 * 49, 3 * 64 * 64, 64 * 32 * 32, 64 * 3 * 49),
+        LayerWork(
+            *("conv1", "convolution", 2.0 * 64 * 32 * 32 * 3 * 49, 3 * 64 * 64, 64 * 32 * 32, 64 * 3 * 49), spatial=True
+        ),
         LayerWork("maxpool", "pooling", 0.0, 64 * 32 * 32, 64 * 16 * 16, 0),
         *(
             LayerWork(
@@ -82,6 +84,7 @@ def test_a_basic_block_is_its_convolutions_and_a_residual():
                 64 * 16 * 16,
                 64 * 64 * 9,
                 winograd=True,
+                spatial=True,
             )
             for block in (0, 1)
             for i in (1, 2)
@@ -222,13 +225,27 @@ def test_winograd_is_for_3x3_convolutions_of_stride_1_and_one_group(arguments, w
     assert [layer.winograd for layer in layers(nn.Conv2d(4, 8, **arguments), 1, 4, 9, 9)] == [winograd]
 
 
+@pytest.mark.parametrize(
+    ("layer", "spatial"),
+    [
+        (nn.Conv2d(4, 8, 1), False),
+        (nn.Conv2d(4, 8, (3, 1), stride=2), True),
+        (nn.ConvTranspose2d(4, 8, 1), False),
+        (nn.ConvTranspose2d(4, 8, 2), True),
+    ],
+    ids=str,
+)
+def test_a_convolution_of_more_than_one_point_is_one_that_an_fft_could_do(layer, spatial):
+    assert [found.spatial for found in layers(layer, 1, 4, 9, 9)] == [spatial]
+
+
 def test_grouped_and_transposed_convolutions_count_what_they_multiply():
     grouped = layers(nn.Conv2d(4, 8, 3, groups=2, bias=False), 1, 4, 5, 5)
     transposed = layers(nn.ConvTranspose2d(4, 6, 2, stride=2, bias=False), 1, 4, 5, 5)
 
-    assert grouped == (LayerWork("conv2d", "convolution", 2.0 * 8 * 9 * 2 * 9, 4 * 25, 8 * 9, 8 * 2 * 9),)
+    assert grouped == (LayerWork("conv2d", "convolution", 2.0 * 8 * 9 * 2 * 9, 4 * 25, 8 * 9, 8 * 2 * 9, spatial=True),)
     assert transposed == (
-        LayerWork("conv_transpose2d", "convolution", 2.0 * 4 * 25 * 6 * 4, 4 * 25, 6 * 100, 4 * 6 * 4),
+        LayerWork("conv_transpose2d", "convolution", 2.0 * 4 * 25 * 6 * 4, 4 * 25, 6 * 100, 4 * 6 * 4, spatial=True),
     )
 
 

@@ -360,8 +360,11 @@ def test_winograd_may_do_with_a_quarter_so_that_vgg16_may_pass_the_peak() -> Non
     assert len(suspicions(at_rate("vgg16", 4.5 * 2600, WINOGRAD))) == 1
 
 
-def test_fft_kernels_are_not_judged_by_arithmetic() -> None:
-    assert suspicions(at_rate("resnet50", 5 * 3300, FFT)) == ()
+def test_where_an_fft_ran_only_the_layers_that_it_cannot_do_are_judged_by_arithmetic() -> None:
+    assert suspicions(at_rate("vgg16", 20 * 2600, FFT)) == ()
+    assert suspicions(at_rate("resnet50", 4 * 3300, FFT)) == ()
+    (said,) = suspicions(at_rate("resnet50", 30 * 3300, FFT))  # its 1x1 convolutions alone are half of its work
+    assert re.fullmatch(r"4\d\d TFLOP/s, over the device's peak of 66\.9", said)
 
 
 def test_each_dtype_has_the_peak_of_its_own_unit() -> None:

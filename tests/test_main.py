@@ -83,6 +83,11 @@ def start(cwd: Path, *argv: str) -> subprocess.Popen[str]:
     )
 
 
+def disturbed(rows: list[dict[str, str]]) -> bool:
+    """Whether this machine did something else beside the sweep: such rows are suspect, and give no speed-up."""
+    return any(re.search("others used|times changed", row["reason"]) for row in rows)
+
+
 def sweep_folder(cwd: Path) -> Path:
     (found,) = (p.parent for p in cwd.glob("outputs/*/*/sweep.json"))
     return found
@@ -121,7 +126,7 @@ def test_a_sweep_of_precisions_and_batches_ends_in_the_mlflow_store(tmp_path: Pa
     assert set(children["params.precision"]) == {"o0", "o1", "o2", "o3", "fp32"}
     assert set(children["params.device"]) == {"cpu"}
     assert children["metrics.throughput_img_s"].notna().all()
-    assert children["metrics.speedup"].notna().all()
+    assert disturbed(rows) or children["metrics.speedup"].notna().all()
     assert (children["status"] == "FINISHED").all()
     assert len(runs[runs["tags.tcsweep.kind"] == "sweep"]) == 1
     logged = {r["params.precision"] + r["params.batch"]: r["metrics.throughput_img_s"] for _, r in children.iterrows()}
@@ -150,7 +155,7 @@ def test_a_single_run_gets_its_baseline(tmp_path: Path, here: Here) -> None:
     assert done.returncode == 0, done.stderr
     rows = summary(tmp_path)
     assert [(r["role"], r["precision"]) for r in rows] == [("asked", "o3"), ("baseline", "fp32")]
-    assert float(rows[0]["speedup"]) > 0
+    assert disturbed(rows) or float(rows[0]["speedup"]) > 0
 
 
 def test_a_model_that_does_not_exist_refuses_the_whole_sweep(tmp_path: Path, here: Here) -> None:

@@ -672,7 +672,7 @@ def test_apex_is_asked_for_the_level_without_chatter_and_its_build_recorded(capf
         torch.float32,
         None if level == "o0" else "float16",
         "apex",
-        "unknown (python-only)",
+        "python-only",
         (),
     )
     assert (capfd.readouterr(), list(recwarn)) == (("", ""), [])

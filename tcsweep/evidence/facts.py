@@ -124,6 +124,7 @@ class LayerWork:
     output_elements: int
     weight_elements: int  # read once a batch
     winograd: bool = False  # a stride-1 3x3 convolution of one group: Winograd could do with a quarter
+    spatial: bool = False  # a convolution whose kernel has more than one point: an FFT could do with far less
 
 
 @dataclass(frozen=True)

@@ -71,8 +71,13 @@ def dtypes_seen(evidence: Evidence) -> set[str]:
 
 
 def flops_least(evidence: Evidence) -> float:
-    """FLOP an image, the least that any algorithm needs: Winograd's quarter where float32 leaves it the choice."""
-    return flops_for_bound(evidence.work, winograd_possible="float32" in dtypes_seen(evidence))
+    """FLOP an image, the least that any algorithm needs: Winograd's quarter where float32 leaves it the choice, and
+    without the layers that an FFT could do where a kernel of one ran."""
+    return flops_for_bound(
+        evidence.work,
+        winograd_possible="float32" in dtypes_seen(evidence),
+        fft_possible=any("fft" in kernel.name.lower() for kernel in evidence.kernels.kernels),
+    )
 
 
 def peak_flops_s(result: Result) -> float | None:

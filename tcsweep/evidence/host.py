@@ -14,6 +14,7 @@ from tcsweep.evidence.facts import HostState
 
 T = TypeVar("T")
 TICKS_MIN = 20  # of all CPUs together, 10 ms each: in less, one tick is 5% of the load
+TICKS_UNSURE = 2  # by which the difference of two counts of whole ticks may be off, the system's and our own
 CPU_FIELDS = 8  # user nice system idle iowait irq softirq steal; proc(5): guest time stands in user already
 IDLE_FIELDS = (3, 4)  # idle, iowait
 
@@ -48,10 +49,11 @@ def watch(threads: int | None = None, root: Path = Path("/")) -> Callable[[], Ho
 
 
 def foreign_load(before: Ticks | None, after: Ticks | None) -> float | None:
-    """The share of all CPUs' time, 0..1, that others took between two readings; None over too short a time to tell."""
+    """The share of all CPUs' time, 0..1, that others took at least between two readings; None over too short a time to
+    tell."""
     if before is None or after is None or after.total - before.total < TICKS_MIN:
         return None
-    foreign = (after.busy - before.busy) - (after.own - before.own)
+    foreign = (after.busy - before.busy) - (after.own - before.own) - TICKS_UNSURE
     return min(max(foreign / (after.total - before.total), 0.0), 1.0)
 
 

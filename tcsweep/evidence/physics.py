@@ -9,13 +9,17 @@ from tcsweep.evidence.facts import LayerWork, Work
 WINOGRAD_SAVING = 4.0
 
 
-def flops_for_bound(work: Work, winograd_possible: bool) -> float:
+def flops_for_bound(work: Work, winograd_possible: bool, fft_possible: bool = False) -> float:
     """The least operations an image that an implementation may really do: counted ones, those of layers that Winograd
-    could do divided by 4. Raises ValueError for work that could not be counted."""
-    return sum(
-        layer.flops / WINOGRAD_SAVING if winograd_possible and layer.winograd else layer.flops
-        for layer in _counted(work)
-    )
+    could do divided by 4, and nothing of those that an FFT could do: what it needs depends on tiles that no name tells.
+    Raises ValueError for work that could not be counted."""
+    return sum(_least(layer, winograd_possible, fft_possible) for layer in _counted(work))
+
+
+def _least(layer: LayerWork, winograd_possible: bool, fft_possible: bool) -> float:
+    if fft_possible and layer.spatial:
+        return 0.0
+    return layer.flops / WINOGRAD_SAVING if winograd_possible and layer.winograd else layer.flops
 
 
 def layerwise_roof_img_s(work: Work, batch: int, element_bytes: float, flops_s: float, bytes_s: float) -> float:

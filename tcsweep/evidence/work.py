@@ -79,6 +79,7 @@ class _Sizes:
     flops: float
     operands: tuple[Tensor, ...]  # read: activations or weights
     winograd: bool = False
+    spatial: bool = False
 
 
 class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-ignore]
@@ -152,6 +153,7 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-ignor
                 output_elements=out.numel(),
                 weight_elements=sum(t.numel() for t in weights),
                 winograd=sizes.winograd,
+                spatial=sizes.spatial,
             )
         )
         return len(self.layers) - 1
@@ -178,11 +180,16 @@ def _convolution(given: dict[str, Any], out: Tensor) -> _Sizes:
     flops = 2.0 * out.numel() * weight[0].numel()
     if given.get("transposed", False):
         flops = _transposed_flops(given)
-    return _Sizes("convolution", flops, _read(given, "input", "weight", "bias"), winograd)
+    return _Sizes("convolution", flops, _read(given, "input", "weight", "bias"), winograd, _spatial(weight))
 
 
 def _transposed_convolution(given: dict[str, Any], out: Tensor) -> _Sizes:
-    return _Sizes("convolution", _transposed_flops(given), _read(given, "input", "weight", "bias"))
+    read = _read(given, "input", "weight", "bias")
+    return _Sizes("convolution", _transposed_flops(given), read, spatial=_spatial(given["weight"]))
+
+
+def _spatial(weight: Tensor) -> bool:
+    return math.prod(weight.shape[2:]) > 1
 
 
 def _transposed_flops(given: dict[str, Any]) -> float:

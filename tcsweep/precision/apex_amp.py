@@ -40,4 +40,4 @@ def _initialize(model: nn.Module, level: str) -> Any:
 
 
 def _version(facts: ApexFacts) -> str:
-    return f"{facts.version or 'unknown'} ({facts.build})"
+    return f"{facts.version} ({facts.build})" if facts.version else str(facts.build)  # a checkout tells no version

@@ -333,3 +333,5 @@ def _legend(figure: Any, axes: Any, remarks: str) -> None:
         found.values(), found.keys(), loc="outside lower center", ncols=min(len(found), 10), frameon=False
     )
     legend.set_title(_plain(remarks), prop={"size": 8})
+    for patch in legend.get_patches():
+        patch.set_alpha(1)  # a precision's colour, also where its first bar is a suspect's pale one

@@ -142,7 +142,7 @@ def _amp_title(one: Round, environment: Environment) -> str:
     if one.amp_backend != "apex":
         return "torch-native twin"
     version, build = one.amp_version or environment.apex_version, environment.apex_build
-    said = "NVIDIA apex" + (f" {version}" if version else "")
+    said = "NVIDIA apex" + (f" {version}" if version and version != build else "")
     return said if not build or build in said else f"{said} ({build})"
 
 
