@@ -8,7 +8,6 @@ CHECK = $(VENV)/check
 COMPILE = $(BIN)/uv pip compile --universal --python-version 3.10 --generate-hashes --no-emit-index-url --quiet \
 	--custom-compile-command "make requirements"
 ARGS ?= -m precision=o0,o1,o2,o3,fp32 batch=1,8,32
-STORE = sqlite:///$(CURDIR)/outputs/mlflow.db
 export MLFLOW_DISABLE_TELEMETRY = true
 
 .PHONY: sweep test check audit sbom ui format requirements install clean help
@@ -34,8 +33,7 @@ sbom: $(CHECK)/.ready $(BIN)/.ready  ## a CycloneDX list of all that is installe
 		--output-file dist/sbom.cdx.json $(BIN)/python
 
 ui: $(BIN)/.ready  ## the MLflow UI on the results, at a loopback address
-	@echo "open http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning"
-	$(BIN)/mlflow ui --backend-store-uri '$(STORE)' --port 5000
+	$(BIN)/python -m tcsweep ui
 
 install: $(BIN)/.ready  ## the `tcsweep` command into the virtual environment
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .

@@ -13,7 +13,6 @@ from tcsweep.mistakes import Interrupted, Mistake, cannot_write, first_line, unk
 
 # Flags of Hydra that show something and measure nothing.
 ASKING_FLAGS = {"--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc"}
-USAGE = "python -m tcsweep sync FOLDER [FOLDER ...]"
 
 
 def main() -> None:
@@ -135,21 +134,16 @@ def _explained(error: BaseException) -> str:
 
 def _sync(arguments: list[str]) -> int:
     """Send saved sweeps to MLflow."""
-    from rich.console import Console
+    from tcsweep import sync
 
-    from tcsweep import app, store
-    from tcsweep.tracking import upload
-    from tcsweep.tracking_uri import Target
+    return sync.main(arguments)
 
-    if not arguments:
-        raise Mistake(f"sync needs a sweep's folder: {USAGE}")
-    folders = [Path(a) for a in arguments]
-    for folder in folders:
-        if not store.is_planned(folder):
-            raise Mistake(f"{folder} is no sweep's folder: it has no {store.SWEEP}")
-    target = Target(uri=None, store=Path("outputs").resolve())
-    sent = [app.say_uploaded(f, target, upload(f, target), Console()) for f in (p.resolve() for p in folders)]
-    return 0 if all(sent) else 1
+
+def _ui(arguments: list[str]) -> int:
+    """MLflow's pages."""
+    from tcsweep import ui
+
+    return ui.main(arguments)
 
 
 def _doctor(arguments: list[str]) -> int:
@@ -166,7 +160,7 @@ def _audit(arguments: list[str]) -> int:
     return audit.main(arguments)
 
 
-COMMANDS: dict[str, Callable[[list[str]], int]] = {"sync": _sync, "doctor": _doctor, "audit": _audit}
+COMMANDS: dict[str, Callable[[list[str]], int]] = {"sync": _sync, "ui": _ui, "doctor": _doctor, "audit": _audit}
 
 if __name__ == "__main__":
     main()

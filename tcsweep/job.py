@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, Union
 
 from tcsweep.evidence.facts import Arithmetic, DeviceState, Energy, Evidence, HostState
+from tcsweep.owner import Owner
 
 SCHEMA_VERSION = 1  # of result.json and sweep.json
 MEASUREMENT_VERSION = 2  # rises when the way of measuring changes, so that unlike figures are never compared
@@ -174,6 +175,7 @@ class Round:
     host_state: HostState | None = None
     energy: Energy | None = None  # None: not asked for
     input: str = "standard normal, seeded"  # what the images are made of
+    weights_sha256: str | None = None  # of the state dict's file; None: the weights have no file of the user's
     evidence: Evidence | None = None  # in the first of a job's rounds
 
     @property
@@ -277,6 +279,7 @@ class Sweep:
     compare: bool = True
     measurement_version: int = MEASUREMENT_VERSION
     resumed_at: tuple[float, ...] = ()
+    owner: Owner | None = None  # the process that measures, or last did
 
 
 def to_json(value: Any) -> Any:

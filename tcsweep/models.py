@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 from typing import Any
 
@@ -48,6 +49,17 @@ def _check_size(job: Job) -> None:
     patch = int(job.model.rpartition("_")[2]) if job.model.startswith("vit_") else 1
     if job.image_size % patch:
         raise ValueError(f"{job.model} takes multiples of {patch} pixels, not model.image_size={job.image_size}")
+
+
+def weights_sha256(job: Job) -> str | None:
+    """The digest of a state dict's file; None where the weights are drawn, or torchvision's, which names tell."""
+    if not job.weights or os.sep not in job.weights:
+        return None
+    digest = hashlib.sha256()
+    with open(job.weights, "rb") as file:
+        while piece := file.read(2**20):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def size_argument(model: str, size: int) -> dict[str, Any]:

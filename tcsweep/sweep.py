@@ -36,6 +36,7 @@ from tcsweep.job import (
 from tcsweep.lock import device_lock
 from tcsweep.measure import Hint, RoundRequest
 from tcsweep.mistakes import Interrupted, Mistake, NothingToMeasure, cannot_write, first_line
+from tcsweep.owner import this_process
 from tcsweep.plan import Planned, order, plan
 from tcsweep.references import References
 from tcsweep.report.progress import Progress
@@ -227,6 +228,7 @@ def _begin(
         environment=_environment(planned, server),
         folders=tuple(p.job.folder for p in planned),
         name=name,
+        owner=this_process(),
         **vars(origin),
     )
     store.save_sweep(folder, sweep)
@@ -257,6 +259,7 @@ def _resume(folder: Path, planned: Sequence[Planned], server: Server) -> tuple[S
         ended_at=None,
         folders=tuple(p.job.folder for p in planned),
         resumed_at=(*sweep.resumed_at, time.time()),
+        owner=this_process(),
     )
     store.save_sweep(folder, sweep)
     _save_configs(folder, planned)

@@ -28,7 +28,7 @@ from tcsweep.evidence.numerics import Reference, apply_calibration, load_referen
 from tcsweep.failures import classify
 from tcsweep.job import Job, Round
 from tcsweep.measure import RoundRequest, Samples, Watch, run_round
-from tcsweep.models import build_input, build_model, memory_format
+from tcsweep.models import build_input, build_model, memory_format, weights_sha256
 from tcsweep.precision import PRECISIONS, allow_patched_torch, mixed_dtypes_explained, set_tf32
 from tcsweep.worker import Broken, Tell
 
@@ -166,6 +166,7 @@ def measure_round(request: RoundRequest, tell: Tell) -> Round:
         arithmetic_after=after,
         host_state=host_state,
         energy=energy,
+        weights_sha256=weights_sha256(job),
     )
     if not request.gathers:
         return measured

@@ -6,23 +6,40 @@ times included, so an upload can be cut off and repeated at will: runs are found
 from __future__ import annotations
 
 import contextlib
+import getpass
+import json
 import logging
 import os
+import platform
 import re
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from tcsweep import tracking_views as views
 from tcsweep._process import environment
-from tcsweep.job import Sweep
-from tcsweep.speedup import Row, rows
+from tcsweep.job import Sweep, from_json
+from tcsweep.owner import Owner, is_dead
+from tcsweep.speedup import rows
 from tcsweep.store import load_sweep
-from tcsweep.tracking_runs import Run, child_run, cut, parent_run, sweep_page, write_samples
+from tcsweep.tracking_patience import OutOfPatienceError, Patience, Patient
+from tcsweep.tracking_runs import (
+    KILLED,
+    Run,
+    Whole,
+    best_of_each_precision,
+    child_run,
+    cut,
+    is_killed,
+    parent_run,
+    sweep_line,
+    write_samples,
+)
 from tcsweep.tracking_uri import (
     DATABASES,
     Target,
@@ -39,7 +56,9 @@ from tcsweep.tracking_uri import (
     without_secrets,
 )
 
-WAIT_S = 5.0  # for a server that does not answer, and for another process that sends the same sweep
+WAIT_S = 5.0  # in all, for a server at the end of a sweep; also for another process that sends the same sweep
+SYNC_WAIT_S = 120.0  # where sending is all that was asked for
+LOCK_WAIT_S = 30.0  # for the file of the embedded store, which other sweeps lock for moments
 # Set before the import, where the user has not: no telemetry, nothing printed, no waiting (measured: a dead
 # server holds the default client for 4 to 20 minutes a call).
 QUIET_ENVIRONMENT = {
@@ -50,6 +69,7 @@ QUIET_ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "PGCONNECT_TIMEOUT": f"{WAIT_S:.0f}",
 }
+NOTE = "mlflow.note.content"
 REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")  # MLflow's words for "not with these values"
 
 
@@ -64,6 +84,7 @@ class Uploaded:
     already: int  # there before, or deleted there by the user
     error: str | None
     sweep_id: str | None
+    view_key: str | None = None  # of the prepared view, where it was written
 
 
 class _RefusedError(Exception):
@@ -75,6 +96,7 @@ class _Session:
     """One upload under way: what Uploaded is made of when it ends, however it ends."""
 
     uri: str
+    patience: Patience
     client: Any = None
     sweep_id: str | None = None
     experiment_id: str | None = None
@@ -82,19 +104,21 @@ class _Session:
     runs: int = 0
     already: int = 0
     refusals: list[str] = field(default_factory=list)
+    view_key: str | None = None
 
     def result(self, error: str | None) -> Uploaded:
-        return Uploaded(
-            self.experiment_id, self.parent_id, safe_uri(self.uri), self.runs, self.already, error, self.sweep_id
-        )
+        counts = (self.runs, self.already)
+        ids = (self.experiment_id, self.parent_id, safe_uri(self.uri))
+        return Uploaded(*ids, *counts, error, self.sweep_id, self.view_key)
 
 
-def upload(sweep_dir: Path, target: Target) -> Uploaded:
-    """Send what is on disk and not yet there. Never raises for MLflow, the network or the files: see `error`."""
+def upload(sweep_dir: Path, target: Target, wait_s: float = WAIT_S) -> Uploaded:
+    """Send what is on disk and not yet there, waiting no longer in all for a server. Never raises for MLflow, the
+    network or the files: see `error`."""
     uri = resolved_uri(target)
-    session = _Session(uri)
+    session = _Session(uri, Patience(wait_s if sqlite_path(uri) is None else LOCK_WAIT_S))
     try:
-        reason = check(target) or unreachable(uri, WAIT_S)
+        reason = check(target) or session.patience.call(unreachable, uri, min(wait_s, WAIT_S))
         if reason:
             raise _RefusedError(reason)
         with _only_uploader(sweep_dir), _credentials(uri) as address:
@@ -157,43 +181,61 @@ def _credentials(uri: str) -> Iterator[str]:
 def _send_sweep(session: _Session, sweep_dir: Path, target: Target, address: str) -> None:
     sweep, outcomes = load_sweep(sweep_dir)
     session.sweep_id = sweep.id
-    session.client = _open_client(address)
+    session.client = _open_client(address, session.patience)
     session.experiment_id = _experiment(session.client, target, address)
     known = _known_runs(session.client, session.experiment_id, sweep.id)
     table = rows(outcomes)
-    parent = parent_run(sweep, table, sweep_dir, session.experiment_id)
-    if parent.id in known and known[parent.id].info.lifecycle_stage == "deleted":
-        session.parent_id, session.already = known[parent.id].info.run_id, len(table)
+    whole = Whole.of(sweep, table)
+    parent = parent_run(whole, sweep_dir)
+    found = known.get(parent.id)
+    if found is not None and found.info.lifecycle_stage == "deleted":
+        session.parent_id, session.already = found.info.run_id, len(table)
         return
-    session.parent_id = _open_run(session, parent, known.get(parent.id), {})
+    session.parent_id = _create_run(session, parent, {}) if found is None else str(found.info.run_id)
     revised_at = max((row.outcome.ended_at for row in table), default=sweep.started_at)
+    sent = {}
     for row in table:
-        _send_outcome(session, sweep, row, sweep_dir / row.job.folder, known, revised_at)
-    if sweep.status != "running" and not _is_complete(known.get(parent.id), parent):
-        _fill_run(session, session.parent_id, parent, parent.ended_at, complete=not session.refusals)
+        folder = sweep_dir / row.job.folder
+        write_samples(folder, row.outcome.rounds)
+        run = child_run(whole, row, folder)
+        sent[row.job] = _send_outcome(session, run, known.get(run.id), revised_at), run
+    compared = [run_id for row in best_of_each_precision(table) for run_id, _ in (sent[row.job],) if run_id]
+    links = _write_views(session, sweep, [run for _, run in sent.values()], compared, sweep_line(whole))
+    parent = parent_run(whole, sweep_dir, links, session.parent_id)
+    if not _is_complete(found, parent):
+        if found is not None:
+            _revise_tags(session, session.parent_id, found, parent, {})
+        elif links:
+            _log(session.client, session.parent_id, tags=parent.tags)
+        if sweep.status != "running" or is_killed(sweep):
+            _fill_run(session, session.parent_id, parent, parent.ended_at, complete=not session.refusals)
+    _close_dead(session)
 
 
-def _send_outcome(
-    session: _Session, sweep: Sweep, row: Row, folder: Path, known: Mapping[str, Any], revised_at: float
-) -> None:
+def _send_outcome(session: _Session, run: Run, found: Any, revised_at: float) -> str | None:
+    """The run's id; None where the server refused it."""
     from mlflow.exceptions import MlflowException
 
-    write_samples(folder, row.outcome.rounds)
-    run = child_run(sweep, row, folder)
-    found = known.get(run.id)
     if _is_complete(found, run):
         session.already += 1
-        return
+        return str(found.info.run_id)
     # MLflow shows the latest value of a metric, and of two at one time the larger: changed figures need a later time.
     revised = found is not None and "tcsweep.digest" in found.data.tags
     try:
-        run_id = _open_run(session, run, found, {"mlflow.parentRunId": session.parent_id or ""})
+        more = {"mlflow.parentRunId": session.parent_id or ""}
+        if found is None:
+            run_id = _create_run(session, run, more)
+        else:
+            run_id = str(found.info.run_id)
+            _revise_tags(session, run_id, found, run, more)
         _fill_run(session, run_id, run, revised_at if revised else run.ended_at)
         session.runs += 1
+        return run_id
     except MlflowException as error:  # refused for what it says: the other runs may still be taken
         if error.error_code not in REFUSALS:
             raise
         session.refusals.append(f"{run.name}: {_line(error, session.uri)}")
+        return None
 
 
 def _is_complete(found: Any, run: Run) -> bool:
@@ -204,23 +246,21 @@ def _is_complete(found: Any, run: Run) -> bool:
     return bool(same or found.info.lifecycle_stage == "deleted")
 
 
-def _open_run(session: _Session, run: Run, found: Any, more: Mapping[str, str]) -> str:
-    """The id of the run, created with all of its tags if it is not there: no run is ever without its result_id."""
+def _create_run(session: _Session, run: Run, more: Mapping[str, str]) -> str:
+    """The id of a new run, made with all of its tags: no run is ever without its result_id."""
     tags = {**run.tags, **more, "tcsweep.result_id": run.id, "tcsweep.upload": "partial"}
-    if found is None:
-        start = round(run.started_at * 1e3)
-        created = session.client.create_run(
-            session.experiment_id, start_time=start, tags=tags, run_name=cut(run.name, 250)
-        )
-        return str(created.info.run_id)
-    run_id = str(found.info.run_id)
-    if not _is_complete(found, run):
-        tags["mlflow.runName"] = run.name
-        for name in found.data.tags:
-            if name.startswith(("tcsweep.", "env.")) and name not in {*tags, "tcsweep.digest"}:
-                session.client.delete_tag(run_id, name)
-        _log(session.client, run_id, tags=tags)
-    return run_id
+    start, name = round(run.started_at * 1e3), cut(run.name, 250)
+    created = session.client.create_run(session.experiment_id, start_time=start, tags=tags, run_name=name)
+    return str(created.info.run_id)
+
+
+def _revise_tags(session: _Session, run_id: str, found: Any, run: Run, more: Mapping[str, str]) -> None:
+    """Give a run that is there the tags that it should have, and take away those that it should not."""
+    tags = {**run.tags, **more, "tcsweep.result_id": run.id, "tcsweep.upload": "partial", "mlflow.runName": run.name}
+    for name in found.data.tags:
+        if name.startswith(("tcsweep.", "env.")) and name not in {*tags, "tcsweep.digest"}:
+            session.client.delete_tag(run_id, name)
+    _log(session.client, run_id, tags=tags)
 
 
 def _fill_run(session: _Session, run_id: str, run: Run, metrics_at: float, complete: bool = True) -> None:
@@ -228,6 +268,10 @@ def _fill_run(session: _Session, run_id: str, run: Run, metrics_at: float, compl
     client = session.client
     if run.metrics or run.params:
         _log_facts(client, run_id, run, at_ms=round(metrics_at * 1e3))
+    if run.series:
+        _log_series(client, run_id, run)
+    if run.dataset is not None:
+        _log_dataset(client, run_id, run)
     for path in run.files:
         client.log_artifact(run_id, str(path))
     client.set_terminated(run_id, status=run.status, end_time=round(run.ended_at * 1e3))
@@ -267,6 +311,97 @@ def _log(
         params=[Param(k, v) for k, v in (params or {}).items()],
         tags=[RunTag(k, v) for k, v in (tags or {}).items()],
     )
+
+
+def _log_series(client: Any, run_id: str, run: Run) -> None:
+    from mlflow.entities import Metric
+
+    points = [Metric(name, p.value, p.at_ms, p.step) for name, found in run.series.items() for p in found]
+    client.log_batch(run_id, metrics=points)
+
+
+def _log_dataset(client: Any, run_id: str, run: Run) -> None:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    if run.dataset is not None:
+        made = Dataset(run.dataset.name, run.dataset.digest, "code", run.dataset.source)
+        client.log_inputs(run_id, datasets=[DatasetInput(made, [InputTag("mlflow.data.context", "benchmark")])])
+
+
+# --- what the pages show without a click ---
+
+
+def _write_views(session: _Session, sweep: Sweep, runs: Sequence[Run], compared: Sequence[str], line: str) -> str:
+    """Save the views of a sweep and put the experiment's links in its note; returns the sweep's own links."""
+    metrics = list(dict.fromkeys(name for run in runs for name in (*run.metrics, *run.series)))
+    if "throughput_img_s" not in metrics:
+        return ""
+    client, experiment_id = session.client, session.experiment_id or ""
+    tags = client.get_experiment(experiment_id).tags
+    owner = views.owner_of(_user(), sweep.environment.host)
+    own, latest = views.sweep_key(owner, sweep.id), views.latest_key(owner)
+    values: dict[str, set[str]] = {}
+    for run in runs:
+        for name, value in run.params.items():
+            values.setdefault(name, set()).add(value)
+    varying = [name for name, found in values.items() if len(found) > 1]
+    axes = [name for name in values if name in ("model", "precision", "batch", *varying)]
+    at_ms = round(sweep.started_at * 1e3)
+
+    def view(name: str) -> str:
+        return views.view(name, sweep.id, axes, varying, metrics, at_ms)
+
+    wanted = {views.TAG + own: view(f"{sweep.name or sweep.id} ({owner})")}
+    if views.created_at_ms(tags.get(views.TAG + latest, "")) <= at_ms:
+        wanted[views.TAG + latest] = view(f"latest sweep of {owner}")
+        when = f"{sweep.id[:4]}-{sweep.id[4:6]}-{sweep.id[6:8]} {owner}"
+        shown = f"{views.links(experiment_id, latest, compared)} {when}: {line}"
+        note = views.experiment_note(tags.get(NOTE, ""), owner, shown)
+        wanted[NOTE] = cut(note, 19_000)
+    for name, value in wanted.items():
+        if tags.get(name) != value:
+            client.set_experiment_tag(experiment_id, name, value)
+    for name in views.outdated({**tags, **wanted}, owner):
+        client.delete_experiment_tag(experiment_id, name)
+    session.view_key = own
+    return views.links(experiment_id, own, compared)
+
+
+def _user() -> str | None:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return None
+
+
+# --- runs that nobody will end ---
+
+
+def _close_dead(session: _Session) -> None:
+    """End as KILLED the runs of sweeps that were killed on this machine, and of no other."""
+    host = platform.node()
+    if "'" in host:
+        return
+    wanted = "attributes.status = 'RUNNING' and tags.`tcsweep.kind` = 'sweep'"
+    found = session.client.search_runs(
+        [session.experiment_id], f"{wanted} and tags.`tcsweep.owner_host` = '{host}'", max_results=100
+    )
+    for run in found:
+        if run.info.run_id != session.parent_id and _owner_is_dead(run.data.tags.get("tcsweep.owner", "")):
+            children = session.client.search_runs(
+                [session.experiment_id], f"tags.`mlflow.parentRunId` = '{run.info.run_id}'", max_results=1000
+            )
+            ends = [child.info.end_time for child in children if child.info.end_time]
+            session.client.set_terminated(
+                run.info.run_id, status=KILLED, end_time=max(ends, default=run.info.start_time)
+            )
+
+
+def _owner_is_dead(tag: str) -> bool:
+    try:
+        return is_dead(from_json(Owner, json.loads(tag)))
+    except (ValueError, TypeError, AttributeError):
+        return False
 
 
 def _known_runs(client: Any, experiment_id: str, sweep_id: str) -> dict[str, Any]:
@@ -313,7 +448,7 @@ def _artifacts(database: Path) -> Path:
     return database.parent / "mlartifacts"
 
 
-def _open_client(address: str) -> Any:
+def _open_client(address: str, patience: Patience | None = None) -> Any:
     for name, value in QUIET_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
@@ -329,7 +464,8 @@ def _open_client(address: str) -> Any:
         # The default, 10, waits 101 s for a database that refuses; `unreachable` and `_initialise` waited already.
         database.MAX_RETRY_COUNT = min(getattr(database, "MAX_RETRY_COUNT", 2), 2)
     with _no_stray_folder(address):
-        return MlflowClient(tracking_uri=address)
+        client = MlflowClient(tracking_uri=address)
+    return client if patience is None else Patient(client, patience)
 
 
 @contextlib.contextmanager
@@ -399,6 +535,8 @@ def _line(error: BaseException, uri: str) -> str:
     shown = safe_uri(split_credentials(uri)[0])
     if isinstance(error, _RefusedError):
         return without_secrets(text, uri)
+    if isinstance(error, OutOfPatienceError):
+        return without_secrets(f"MLflow at {shown} {text}", uri)
     if "Connection refused" in text:
         text = f"MLflow at {shown} does not answer (connection refused)"
     elif re.search(r"[Tt]imed? ?out", text):
@@ -417,19 +555,21 @@ def _line(error: BaseException, uri: str) -> str:
 def ui_lines(uploaded: Uploaded, target: Target) -> list[str]:
     """What a person runs and opens to see the sweep; empty where it cannot be said."""
     uri = resolved_uri(target)
-    if uploaded.experiment_id is None or uploaded.sweep_id is None:
+    if uploaded.experiment_id is None or uploaded.view_key is None:
         return []
-    page = sweep_page(uploaded.experiment_id, uploaded.sweep_id)
+    page = views.table_page(uploaded.experiment_id, uploaded.view_key)
     if is_http(uri):
         parts = urlsplit(split_credentials(uri)[0])
         return [f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}/{page}"]
     path = sqlite_path(uri)
     if path is None and not uri.startswith(DATABASES):
         return []
-    address = safe_uri(uri) if path is None else sqlite_uri(path)
-    program = "mlflow" if shutil.which("mlflow") else f"{shlex.quote(sys.executable)} -m mlflow"
-    command = f"{program} ui --backend-store-uri {shlex.quote(address)} --port 5000"
+    link = f"http://127.0.0.1:5000/{page}"
+    if path is None:
+        program = "mlflow" if shutil.which("mlflow") else f"{shlex.quote(sys.executable)} -m mlflow"
+        return [f"{program} server --backend-store-uri {shlex.quote(safe_uri(uri))}", link]
     # `make ui` is there in a checkout only.
-    made = path == (target.store / "mlflow.db").absolute() and (target.store.parent / "Makefile").exists()
-    also = "   (or: make ui)" if made else ""
-    return [command + also, f"http://127.0.0.1:5000/{page}"]
+    usual = path == (target.store / "mlflow.db").absolute()
+    made = usual and (target.store.parent / "Makefile").exists()
+    folder = "" if usual else f" {shlex.quote(str(path.parent))}"
+    return [f"python -m tcsweep ui{folder}{'   (or: make ui)' if made else ''}", link]

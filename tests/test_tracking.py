@@ -25,7 +25,7 @@ from tcsweep.job import Environment
 from tcsweep.speedup import rows
 from tcsweep.store import load_sweep, save_outcome, save_sweep
 from tcsweep.tracking import prepare, ui_lines, upload
-from tcsweep.tracking_runs import child_run
+from tcsweep.tracking_runs import Whole, child_run
 from tcsweep.tracking_uri import Target, check, resolved_uri, sqlite_uri
 from tests import sweeps
 
@@ -144,9 +144,9 @@ def test_a_sweep_becomes_a_parent_run_and_a_child_of_each_outcome(target):
         n: (r.info.status, r.data.tags["tcsweep.kind"], r.data.tags["tcsweep.role"]) for n, r in children.items()
     } == {
         "resnet50 o1 b8 nhwc": ("FINISHED", "result", "asked"),
-        "resnet50 fp16 b8 nhwc cudagraph": ("FINISHED", "result", "asked"),
-        "resnet50 o3 b4096": ("FAILED", "failure", "asked"),
-        "resnet50 fp8 b8": ("FINISHED", "skipped", "asked"),
+        "resnet50 fp16 b8 nhwc cudagraph (best)": ("FINISHED", "result", "asked"),
+        "resnet50 o3 b4096 (failed)": ("FAILED", "failure", "asked"),
+        "resnet50 fp8 b8 (skipped)": ("FINISHED", "skipped", "asked"),
         "resnet50 fp32 b8 nhwc (baseline)": ("FINISHED", "result", "baseline"),
     }
     assert {n for n in runs if n not in children} == {"sweep 2025-11-24_16-00-00"}
@@ -158,6 +158,7 @@ def test_a_sweep_becomes_a_parent_run_and_a_child_of_each_outcome(target):
         already=0,
         error=None,
         sweep_id="2025-11-24_16-00-00",
+        view_key=f"tcsweep.{getpass.getuser()}_gpu-box.2025-11-24-16-00-00",
     )
 
 
@@ -188,7 +189,12 @@ def test_search_runs_shows_exactly_the_params_metrics_and_tags_of_a_result(targe
         "wall_ms": 2.7972,
         "peak_memory_mib": 515.0,
         "setup_s": 1.5,
+        "series/latency_ms": run.data.metrics["series/latency_ms"],
     }
+    history = client_of(target).get_metric_history(run.info.run_id, "series/latency_ms")
+    assert sorted(m.step for m in history) == list(range(200))
+    (dataset,) = run.inputs.dataset_inputs
+    assert (dataset.dataset.name, dataset.tags[0].value) == ("synthetic-224", "benchmark")
     tags = dict(run.data.tags)
     assert len(tags.pop("tcsweep.digest")) == 12
     assert tags == {
@@ -223,6 +229,7 @@ def test_search_runs_shows_exactly_the_params_metrics_and_tags_of_a_result(targe
         "env.tcsweep": "0.1.0",
         "env.git_commit": "0869a29d1c5b",
         "mlflow.runName": "resnet50 o1 b8 nhwc",
+        "mlflow.runColor": "#CC6677",
         "mlflow.parentRunId": uploaded.parent_run_id,
         "mlflow.source.name": "tcsweep",
         "mlflow.source.type": "LOCAL",
@@ -251,13 +258,14 @@ def test_all_metrics_go_in_one_batch_in_their_order_at_the_results_own_end(targe
         *("latency_ms_p50", "latency_ms_p90", "latency_ms_p95", "latency_ms_p99"),
         *("device_ms", "wall_ms", "peak_memory_mib", "setup_s"),
     ]
-    assert [b for b in batches if b] == [[(name, 1_764_000_009_250, 0) for name in names]]
+    assert [b for b in batches if b][0] == [(name, 1_764_000_009_250, 0) for name in names]
+    assert [{name for name, _, _ in b} for b in batches if b][1:] == [{"series/latency_ms"}]
 
 
 def test_failures_and_skips_say_why_and_have_no_metrics(target):
     upload(sweeps.write_sweep(target.store), target)
     runs = runs_of(target)
-    failed, skipped = runs["resnet50 o3 b4096"].data, runs["resnet50 fp8 b8"].data
+    failed, skipped = runs["resnet50 o3 b4096 (failed)"].data, runs["resnet50 fp8 b8 (skipped)"].data
     assert (failed.metrics, failed.tags["tcsweep.reason"], failed.tags["mlflow.note.content"]) == (
         {}, "out of GPU memory: 90.0 GiB asked for", "failed: out of GPU memory: 90.0 GiB asked for"
     )  # fmt: skip
@@ -268,7 +276,7 @@ def test_what_could_not_be_read_is_absent(target):
     result = sweeps.a_result(sweeps.a_job(device="cpu"), rounds=1, environment=Environment())
     silent = dataclasses.replace(result.rounds[0], block_device_ms=None, peak_memory_mib=None, latency_ms=())
     upload(sweeps.write_sweep(target.store, [dataclasses.replace(result, rounds=(silent,))]), target)
-    data = runs_of(target)["resnet50 fp32 b8 cpu"].data
+    data = runs_of(target)["resnet50 fp32 b8 cpu (best)"].data
     assert sorted(data.metrics) == [
         "setup_s", "speedup", "speedup_ci95_high", "speedup_ci95_low", "speedup_total", "throughput_img_s", "wall_ms"
     ]  # fmt: skip
@@ -286,10 +294,10 @@ def test_artifacts_lie_where_they_belong(target):
     assert files == {
         "sweep 2025-11-24_16-00-00": ["summary.csv", "sweep.json", "throughput.png"],
         "resnet50 o1 b8 nhwc": ["config.yaml", "result.json", "samples.csv"],
-        "resnet50 fp16 b8 nhwc cudagraph": ["result.json", "samples.csv"],
+        "resnet50 fp16 b8 nhwc cudagraph (best)": ["result.json", "samples.csv"],
         "resnet50 fp32 b8 nhwc (baseline)": ["result.json", "samples.csv"],
-        "resnet50 o3 b4096": ["result.json"],
-        "resnet50 fp8 b8": ["result.json"],
+        "resnet50 o3 b4096 (failed)": ["result.json"],
+        "resnet50 fp8 b8 (skipped)": ["result.json"],
     }
     assert {r.info.artifact_uri.startswith((target.store / "mlartifacts").as_uri()) for r in runs.values()} == {True}
 
@@ -310,12 +318,12 @@ def test_long_values_are_cut_with_a_mark_and_whole_in_a_tag(target):
     made = dataclasses.replace(sweeps.a_failure(sweeps.a_job("o1")), reason="y" * 9000)
     sweep_dir = sweeps.write_sweep(target.store, [made])
     sweep, outcomes = load_sweep(sweep_dir)
-    child = child_run(sweep, rows([sweeps.a_result(job)])[0], sweep_dir)
+    child = child_run(Whole.of(sweep, ()), rows([sweeps.a_result(job)])[0], sweep_dir)
     assert child.tags["tcsweep.param.model"] == model
     run_id = client_of(target).create_run("0").info.run_id
     tracking._log_facts(client_of(target), run_id, child, at_ms=0)
     assert client_of(target).get_run(run_id).data.params["model"] == model[:499] + "…"
-    reason = child_run(sweep, rows(outcomes)[0], sweep_dir).tags["tcsweep.reason"]
+    reason = child_run(Whole.of(sweep, ()), rows(outcomes)[0], sweep_dir).tags["tcsweep.reason"]
     assert (len(reason), reason[-1]) == (5000, "…")
 
 
@@ -356,7 +364,7 @@ def test_a_run_refused_for_good_does_not_keep_the_others_back(target, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(MlflowClient, "log_artifact", picky)
         uploaded = upload(sweep_dir, target)
-    wanted = f"resnet50 fp16 b8 nhwc cudagraph: MLflow at {resolved_uri(target)}: not this one"
+    wanted = f"resnet50 fp16 b8 nhwc cudagraph (best): MLflow at {resolved_uri(target)}: not this one"
     assert (uploaded.error, uploaded.runs) == (wanted, 4)
     again = upload(sweep_dir, target)
     assert (again.error, again.runs, again.already) == (None, 1, 4)
@@ -423,7 +431,7 @@ def test_a_resumed_sweep_brings_its_runs_up_to_date(target):
     runs = runs_of(target)
     assert {n: (r.info.status, r.info.end_time, r.data.metrics.get("speedup")) for n, r in runs.items()} == {
         "sweep 2025-11-24_16-00-00": ("FINISHED", 1_764_000_091_000, None),
-        "resnet50 o1 b8": ("FINISHED", 1_764_000_012_500, 2.0),
+        "resnet50 o1 b8 (best)": ("FINISHED", 1_764_000_012_500, 2.0),
         "resnet50 fp32 b8": ("FINISHED", 1_764_000_090_000, 1.0),
     }
     assert runs["resnet50 fp32 b8"].data.tags["tcsweep.reason"] == "dtypes and kernels were not observed"
@@ -437,7 +445,7 @@ def test_a_figure_that_changed_is_shown_even_where_it_fell(target):
     save_outcome(sweep_dir, sweeps.a_result(sweeps.a_job(), 1250.0, index=2))
     upload(sweep_dir, target)
     assert {n: r.data.metrics.get("speedup") for n, r in runs_of(target).items() if "resnet50" in n} == {
-        "resnet50 o1 b8": 1.6,
+        "resnet50 o1 b8 (best)": 1.6,
         "resnet50 fp32 b8": 1.0,
     }
 
@@ -618,14 +626,17 @@ def test_neither_the_import_nor_the_check_imports_mlflow_or_anything_slow():
 
 def test_the_lines_for_a_person_start_the_pages_and_open_this_sweep(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
-    uploaded = tracking.Uploaded("3", "r", "", 1, 0, None, "day_1")
-    page = (
-        "#/experiments/3/runs?workflowType=machine_learning&searchFilter=tags.%60tcsweep.sweep_id%60%20%3D%20%27day_1%27"
-        "&orderByKey=metrics.%60throughput_img_s%60&orderByAsc=false"
-    )
-    assert ui_lines(uploaded, Target(None, store=Path("/o p"))) == [
-        "mlflow ui --backend-store-uri 'sqlite:////o p/mlflow.db' --port 5000",
-        f"http://127.0.0.1:5000/{page}",
+    uploaded = tracking.Uploaded("3", "r", "", 1, 0, None, "day_1", "tcsweep.me_box.day-1")
+    page = "#/experiments/3/runs?workflowType=machine_learning&viewStateShareKey=tcsweep.me_box.day-1"
+    link = f"http://127.0.0.1:5000/{page}"
+    assert ui_lines(uploaded, Target(None, store=Path("/o p"))) == ["python -m tcsweep ui", link]
+    assert ui_lines(uploaded, Target("sqlite:////o p/m/mlflow.db", store=Path("/o p"))) == [
+        "python -m tcsweep ui '/o p/m'",
+        link,
+    ]
+    assert ui_lines(uploaded, Target("postgresql://bob:S3cret@db/mlflow", store=Path("/o"))) == [
+        "mlflow server --backend-store-uri postgresql://bob@db/mlflow",
+        link,
     ]
     assert ui_lines(uploaded, Target("https://bob:pw@host:80/ml/", store=tmp_path)) == [f"https://host:80/ml/{page}"]
     assert ui_lines(dataclasses.replace(uploaded, experiment_id=None), Target(None, store=tmp_path)) == []

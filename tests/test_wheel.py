@@ -168,7 +168,7 @@ def test_in_a_read_only_folder_the_named_options_take_results_and_store_elsewher
     words = [f"hydra.sweep.dir={tmp_path / 'x'}", f"tracking.uri=sqlite:///{tmp_path / 'mlflow.db'}"]
     done = _run([*bound, *installed.module("-m", *SMALL, *FAST, *words)], closed)
     assert f"Results: {tmp_path / 'x'}\n" in done.stdout
-    assert f"mlflow ui --backend-store-uri sqlite:///{tmp_path / 'mlflow.db'}" in done.stdout
+    assert f"python -m tcsweep ui {tmp_path}" in done.stdout
     assert (tmp_path / "mlflow.db").exists()
     assert list(closed.iterdir()) == []
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from tcsweep.explain import SUSPECT
 from tcsweep.job import Failure, Job, Skipped, Sweep
-from tcsweep.report.words import device_title, group_title, precision_labels
+from tcsweep.report.words import COLOURS, OTHER_COLOUR, device_title, group_title, precision_labels
 from tcsweep.speedup import Row
 from tcsweep.stats import Interval
 from tcsweep.store import write_file
@@ -27,20 +27,6 @@ SPEEDUP = "speed-up over fp32"
 BAR_WIDEST = 0.3  # of the distance between batches: a single job is a bar, not a wall
 BAR_BATCHES = 6  # more batches are drawn as lines
 LOG_OVER = 50  # a range of more than so many times gets a logarithmic axis
-# One colour a precision. Paul Tol's "muted" scheme, made for colour-blind readers, with a dark grey for the baseline.
-COLOURS = {
-    "fp32": "#555555",
-    "tf32": "#88CCEE",
-    "o0": "#DDCC77",
-    "o1": "#CC6677",
-    "o2": "#AA4499",
-    "o3": "#882255",
-    "fp16": "#117733",
-    "bf16": "#332288",
-    "int8": "#999933",
-    "fp8": "#44AA99",
-}
-OTHER_COLOUR = "#BBBBBB"
 _SETTINGS = {
     "axes.spines.top": False,
     "axes.spines.right": False,

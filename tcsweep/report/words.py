@@ -12,6 +12,20 @@ from tcsweep.stats import Figures, Interval
 
 MISSING = "—"
 IMAGES = 3000  # the number of images that the published benchmark timed
+# One colour a precision. Paul Tol's "muted" scheme, made for colour-blind readers, with a dark grey for the baseline.
+COLOURS = {
+    "fp32": "#555555",
+    "tf32": "#88CCEE",
+    "o0": "#DDCC77",
+    "o1": "#CC6677",
+    "o2": "#AA4499",
+    "o3": "#882255",
+    "fp16": "#117733",
+    "bf16": "#332288",
+    "int8": "#999933",
+    "fp8": "#44AA99",
+}
+OTHER_COLOUR = "#BBBBBB"
 _ASCII = str.maketrans("—–─━│±×·…≥≤•", "---" + "-|~x|.><*")  # one sign for one, so that columns stay aligned
 
 
