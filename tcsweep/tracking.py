@@ -494,7 +494,9 @@ def _initialise(path: Path) -> None:
             if not _is_ready(path):
                 _make_database(path)
     with contextlib.closing(connect_sqlite(path, "ro", timeout_s=20)) as database:
-        database.execute("select count(*) from sqlite_master").fetchone()
+        tables = {name for (name,) in database.execute("select name from sqlite_master where type = 'table'")}
+    if tables and "alembic_version" not in tables:
+        raise _RefusedError(f"MLflow's store {path} is half made, or no store of MLflow: move it away, then `sync`")
 
 
 def _is_ready(path: Path) -> bool:
@@ -533,6 +535,7 @@ def _line(error: BaseException, uri: str) -> str:
     """An exception as one line for a person, without passwords."""
     text = str(error).strip() or type(error).__name__
     shown = safe_uri(split_credentials(uri)[0])
+    status = _http_status(error, text) if is_http(uri) else None
     if isinstance(error, _RefusedError):
         return without_secrets(text, uri)
     if isinstance(error, OutOfPatienceError):
@@ -541,12 +544,33 @@ def _line(error: BaseException, uri: str) -> str:
         text = f"MLflow at {shown} does not answer (connection refused)"
     elif re.search(r"[Tt]imed? ?out", text):
         text = f"MLflow at {shown} does not answer (timed out)"
+    elif status == 401:
+        text = (
+            f"MLflow at {shown} refuses the login: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or both "
+            "in the address in MLFLOW_TRACKING_URI, characters such as @ / # as %40 %2F %23"
+        )
+    elif "Invalid Host header" in text:
+        text = f"MLflow at {shown} does not go by that name: it has to be among the server's --allowed-hosts"
+    elif status == 403:
+        text = f"MLflow at {shown} does not let this login write there (403): it needs the permission EDIT"
+    elif status is not None and status >= 500:
+        text = f"MLflow at {shown} answers with an error of its own ({status}): {text.splitlines()[0]}"
+    elif "No space left" in text:
+        text = f"no space left for MLflow's store {shown}"
     elif "database is locked" in text:
         text = f"MLflow's store {shown} is locked by another process"
     else:
         first = text.splitlines()[0].replace("<database_uri>", shlex.quote(shown))  # in the advice to upgrade it
         text = f"MLflow at {shown}: {first}"
     return cut(without_secrets(text, uri), 400)
+
+
+def _http_status(error: BaseException, text: str) -> int | None:
+    """The status that a server answered with: in the text of what was no answer of MLflow's, or told by its code."""
+    if found := re.search(r"failed with error code (\d{3})|too many (\d{3}) error", text):
+        return int(found[1] or found[2])
+    told = getattr(error, "get_http_status_code", None)
+    return int(told()) if told is not None and getattr(error, "error_code", None) is not None else None
 
 
 # --- looking at it ---

@@ -40,7 +40,8 @@ class Patience:
             with environment({TIMEOUT: str(max(1, math.floor(min(self.left_s, _users()))))}):
                 return function(*args, **kwargs)
         finally:
-            self.waited_s += max(0.0, self._clock() - began - PROMPT_S)
+            took = self._clock() - began
+            self.waited_s += took if took > PROMPT_S else 0.0
 
 
 def _users() -> float:

@@ -3,6 +3,7 @@ by the plain commands of docs/server.md."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import multiprocessing
 import os
@@ -80,8 +81,10 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     control = [*as_user, bin_dir / "pg_ctl", "-D", data, "-w"]
     subprocess.run([*control, "-l", folder / "log", "-o", options, "start"], **run)  # type: ignore[call-overload]
     try:
-        subprocess.run([*as_user, bin_dir / "createdb", "-h", "127.0.0.1", "-p", str(port), "-U", "mlflow", "mlflow"], **run)  # type: ignore[call-overload]
-        yield f"postgresql://mlflow:unchecked@127.0.0.1:{port}/mlflow"
+        subprocess.run(
+            [*as_user, bin_dir / "createdb", "-h", "127.0.0.1", "-p", str(port), "-U", "mlflow", "mlflow"], **run
+        )  # type: ignore[call-overload]
+        yield f"postgresql+psycopg2://mlflow:unchecked@127.0.0.1:{port}/mlflow"
     finally:
         subprocess.run([*control, "-m", "immediate", "stop"], **run)  # type: ignore[call-overload]
 
@@ -122,11 +125,13 @@ def lab(postgres: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab
         try:
             until = time.monotonic() + 120
             while _status(port, "/health") != 200:
-                assert server.poll() is None and time.monotonic() < until, (folder / "log").read_text()[-2000:]
+                assert server.poll() is None, (folder / "log").read_text()[-2000:]
+                assert time.monotonic() < until
                 time.sleep(0.3)
             yield Lab(port, folder)
         finally:
-            os.killpg(server.pid, 9)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(server.pid, 9)
             server.wait()
 
 

@@ -44,7 +44,7 @@ def test_prompt_answers_cost_nothing_however_many_there_are() -> None:
 
 
 def test_slow_answers_add_up_and_each_may_take_what_is_left() -> None:
-    asked, server, patience = patient(5, PROMPT_S + 1.5)
+    asked, server, patience = patient(5, 1.5)
     for _ in range(4):
         asked.ask()
     with pytest.raises(OutOfPatienceError, match=r"answers too slowly: waited 6 s in all"):
@@ -64,7 +64,7 @@ def test_a_users_shorter_limit_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_failed_was_waited_for_too_and_the_callers_setting_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(TIMEOUT, "77")
-    asked, _, patience = patient(5, PROMPT_S + 2)
+    asked, _, patience = patient(5, 2)
     with pytest.raises(ConnectionError):
         asked.ask(fail=True)
     assert patience.left_s == pytest.approx(3)
