@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 import os
 import pickle
@@ -19,7 +20,7 @@ from scripts import models_table
 from tcsweep.catalog import classifiers
 from tcsweep.job import Job
 from tcsweep.mistakes import Mistake
-from tcsweep.models import HostMemoryError, build_input, build_model, memory_format
+from tcsweep.models import HostMemoryError, build_input, build_model, memory_format, weights_sha256
 from tcsweep.precision import mixed_dtypes_explained
 from tcsweep.worker import Server
 from tests.sweeps import ENVIRONMENT, a_failure, a_job, a_result, a_skip, write_sweep
@@ -354,3 +355,9 @@ def test_the_sweeps_that_fill_the_page_name_every_classifier_once(capsys: pytest
     assert [name for part in named[:-1] for name in part] == sorted(classifiers())
     assert len(named[-1]) == 10
     assert set(named[-1]) <= set(classifiers())
+
+
+def test_a_state_dicts_file_is_known_by_its_digest_and_named_weights_by_their_name(tmp_path: Path) -> None:
+    (tmp_path / "net.pt").write_bytes(b"weights")
+    assert weights_sha256(Job(weights=str(tmp_path / "net.pt"))) == hashlib.sha256(b"weights").hexdigest()
+    assert weights_sha256(Job(weights="IMAGENET1K_V1")) is weights_sha256(Job()) is None

@@ -102,6 +102,7 @@ SHAPE = {
     "device_state": None,
     "energy": None,
     "input": "standard normal, seeded",
+    "weights_sha256": None,
     "evidence": None,
     "timed": True,
     "switches": True,
