@@ -37,12 +37,6 @@ SWEEPS = int(os.environ.get("TCSWEEP_TEST_SWEEPS", "3"))
 SLACK_S = 3.0  # of a machine that does other things, too
 
 
-@pytest.fixture(autouse=True)
-def _no_settings_of_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "http_proxy"):
-        monkeypatch.delenv(name, raising=False)
-
-
 def fake(folder: Path, spoiled: Callable[[Any, int], tuple[int, dict[str, Any]] | None]) -> Answer:
     """A tracking server that takes everything, but for what `spoiled(handler, number of the call)` answers."""
     calls = 0

@@ -239,10 +239,10 @@ def test_a_sweep_moves_from_an_embedded_store_to_the_lab_with_its_times_and_arti
     assert Path(there).read_bytes() == (sweep_dir / sweeps.outcomes()[0].job.folder / "result.json").read_bytes()
 
 
-def test_with_its_login_cached_the_server_takes_a_run_in_less_than_half_a_second(lab: Lab, tmp_path: Path) -> None:
+def test_with_its_login_cached_the_server_takes_a_run_in_less_than_a_second(lab: Lab, tmp_path: Path) -> None:
     jobs = [sweeps.a_result(sweeps.a_job("o1", batch=n), 1000.0 * n, index=n) for n in range(1, 21)]
     sweep_dir = sweeps.write_sweep(tmp_path, jobs)
     began = time.monotonic()
     done = upload(sweep_dir, Target(lab.address, "cost", store=tmp_path), 60.0)
     assert (done.error, done.runs) == (None, 20)
-    assert (time.monotonic() - began) / 20 < 0.5
+    assert (time.monotonic() - began) / 20 < 1.0

@@ -33,12 +33,6 @@ SECRET = "S3cr"
 CREDENTIALS = "bob:S3cr%40t%2F"
 
 
-@pytest.fixture(autouse=True)
-def _no_settings_of_the_caller(monkeypatch):
-    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "http_proxy"):
-        monkeypatch.delenv(name, raising=False)
-
-
 @pytest.fixture(scope="session")
 def new_database(tmp_path_factory):
     """An empty database made by tcsweep: 3 s, so once."""

@@ -9,12 +9,6 @@ import pytest
 from tcsweep.tracking_uri import ELSEWHERE, Target, check, redact, resolved_uri, safe_uri
 
 
-@pytest.fixture(autouse=True)
-def _no_settings_of_the_caller(monkeypatch):
-    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_ALLOW_FILE_STORE"):
-        monkeypatch.delenv(name, raising=False)
-
-
 @pytest.mark.parametrize(
     ("uri", "safe"),
     [
