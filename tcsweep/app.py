@@ -58,6 +58,7 @@ def measure(loaded: Sequence[Loaded], folder: Path, trial: Origin | None = None)
                     name=loaded[0].name,
                     while_waiting=lambda: _prepare(target),
                     origin=origin,
+                    baselines=loaded[0].baselines,
                 )
         finally:
             if not session.RESUMING:

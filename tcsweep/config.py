@@ -23,6 +23,7 @@ from tcsweep.objective import ENERGY, OBJECTIVES, Objective, named
 from tcsweep.precision import PRECISIONS
 
 AMP_BACKENDS = ("auto", "apex", "torch")
+BASELINES = {"sweep": None, "store": Path("outputs")}  # by name; else the folder of saved sweeps
 REPEATS_MAX = 100
 BATCH_MAX = 2**40  # above any memory; sizes that only this machine cannot hold are Failures, not mistakes
 
@@ -93,6 +94,7 @@ class Config:
     seed: int = 0
     name: Optional[str] = None
     repeat: int = 1
+    baseline: str = "sweep"
     objective: str = "throughput_img_s"
     latency_ms_p50_max: Optional[float] = None
 
@@ -117,6 +119,7 @@ class Loaded:
     repeat: int = 1  # so many rows of it
     objective: Objective = OBJECTIVES["throughput_img_s"]
     latency_ms_p50_max: float | None = None  # over it a job gives back the worst value
+    baselines: Path | None = None  # the folder of saved sweeps to take baselines from; None: they are measured
 
 
 def register() -> None:
@@ -171,7 +174,16 @@ def load(config: DictConfig) -> Loaded:
         repeat=values["repeat"],
         objective=objective,
         latency_ms_p50_max=bound,
+        baselines=_baselines(values["baseline"]),
     )
+
+
+def _baselines(value: str) -> Path | None:
+    if value in BASELINES:
+        return BASELINES[value]
+    if not Path(value).expanduser().is_dir():
+        raise unknown("baseline", value, (*BASELINES, "FOLDER"))
+    return Path(value).expanduser()
 
 
 def _without_hydra(config: DictConfig) -> DictConfig:

@@ -17,7 +17,9 @@ from tcsweep.owner import Owner
 SCHEMA_VERSION = 1  # of result.json and sweep.json
 MEASUREMENT_VERSION = 2  # rises when the way of measuring changes, so that unlike figures are never compared
 
-Role = Literal["asked", "baseline", "reference"]
+Role = Literal[
+    "asked", "baseline", "reference", "stored"
+]  # stored: a baseline or reference that an earlier sweep measured
 O_LEVELS = ("o0", "o1", "o2", "o3")
 BASELINE_PRECISION = "fp32"
 
@@ -196,6 +198,7 @@ class Result:
     started_at: float
     ended_at: float
     stopped: str | None = None  # why there are fewer rounds than asked for: "budget", "interrupted"
+    measured_in: str | None = None  # the folder of the sweep that measured it, where that was an earlier one
     status: Literal["ok"] = "ok"
 
     @property

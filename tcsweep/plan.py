@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from tcsweep.devices import Resolved
 from tcsweep.engines import ENGINES
-from tcsweep.job import Environment, Job, Role
+from tcsweep.job import Environment, Job, Result, Role
 from tcsweep.precision import PRECISIONS, resolve_amp_backend
 
 
@@ -23,6 +23,7 @@ class Planned:
     environment: Environment
     reason: str | None = None
     composed: str | None = None  # its config as YAML, for an asked job
+    stored: Result | None = None  # what an earlier sweep measured, taken instead of measuring
 
 
 def plan(

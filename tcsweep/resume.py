@@ -144,7 +144,7 @@ def check(folder: Path, sweep: Sweep, saved: Mapping[str, Outcome], planned: Seq
     for one in planned:
         before = saved.get(one.job.folder)
         if before is not None and before.rounds:
-            _refuse(folder, differences(before.environment, one.environment, _fields(before)))
+            _refuse(folder, differences(before.environment, one.environment, fields_of(before)))
     lost = [o.job.label for o in measured if o.job.folder not in names]
     if lost:
         now = planned[0].environment
@@ -152,7 +152,8 @@ def check(folder: Path, sweep: Sweep, saved: Mapping[str, Outcome], planned: Seq
         _refuse(folder, changed or [f"the same words now mean other jobs: {', '.join(lost[:3])} is not among them"])
 
 
-def _fields(outcome: Outcome) -> tuple[str, ...]:
+def fields_of(outcome: Outcome) -> tuple[str, ...]:
+    """The facts of the environment that an outcome's figures depend on."""
     cpu = ON_A_CPU if outcome.environment.device == "cpu" else ()
     return (*ALWAYS, *cpu, *(WITH_APEX if outcome.job.amp_backend == "apex" else ()))
 

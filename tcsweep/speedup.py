@@ -10,7 +10,15 @@ from dataclasses import dataclass
 from tcsweep.evidence.figures import Seen, seen
 from tcsweep.explain import SUSPECT, WIDE, Verdict, verdicts
 from tcsweep.job import Failure, Job, Outcome, Result, Skipped
-from tcsweep.stats import Figures, Interval, figures, geometric_mean, log_interval, round_throughput
+from tcsweep.stats import (
+    Figures,
+    Interval,
+    figures,
+    geometric_mean,
+    log_interval,
+    log_ratio_interval,
+    round_throughput,
+)
 
 OK = "ok"  # the verdict where none holds
 REPEATS_APART = 0.02  # less between repeats is the noise that any machine has
@@ -21,7 +29,7 @@ class Speedup:
     """How many times the throughput of another job; 1 is equal. Without a value, `reason` says why."""
 
     value: float | None
-    ci95: Interval | None = None  # over rounds that both jobs have; None with fewer than two
+    ci95: Interval | None = None  # over rounds that both jobs have, or of two sweeps; None with fewer than two
     reason: str | None = None
 
 
@@ -134,10 +142,17 @@ def _over(one: Judged, other: Judged | None, what: str) -> Speedup:
         return Speedup(None, reason=f"no {what}: {base.job.precision} {base.status}: {base.reason}")
     if outcome.job == base.job:
         return Speedup(1.0, Interval(1.0, 1.0))
+    if "stored" in (outcome.role, base.role):  # of two sweeps: their rounds are no pairs
+        return _unpaired(outcome, base)
     ratios = round_ratios(outcome, base)
     if not ratios:
         return Speedup(None, reason=f"no round in common with its {what}")
     return Speedup(geometric_mean(ratios), log_interval(ratios))
+
+
+def _unpaired(outcome: Result, base: Result) -> Speedup:
+    rates, others = ([round_throughput(one.job.batch, r) for r in one.rounds] for one in (outcome, base))
+    return Speedup(geometric_mean(rates) / geometric_mean(others), log_ratio_interval(rates, others))
 
 
 def round_ratios(outcome: Result, base: Result) -> list[float]:

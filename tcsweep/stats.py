@@ -104,6 +104,21 @@ def log_interval(values: Sequence[float]) -> Interval | None:
     return Interval(math.exp(mean - half), math.exp(mean + half))
 
 
+def log_ratio_interval(values: Sequence[float], others: Sequence[float]) -> Interval | None:
+    """Welch's t interval of the ratio of two geometric means, of positive values that are no pairs; None where one side
+    has fewer than two. Degrees of freedom by Welch and Satterthwaite, rounded down."""
+    if min(len(values), len(others)) < 2:
+        return None
+    sides = [[math.log(v) for v in side] for side in (values, others)]
+    shares = [statistics.variance(logs) / len(logs) for logs in sides]
+    middle = statistics.fmean(sides[0]) - statistics.fmean(sides[1])
+    if not sum(shares):
+        return Interval(math.exp(middle), math.exp(middle))
+    freedom = sum(shares) ** 2 / sum(share**2 / (len(logs) - 1) for share, logs in zip(shares, sides))
+    half = t975(int(freedom + 1e-9)) * math.sqrt(sum(shares))
+    return Interval(math.exp(middle - half), math.exp(middle + half))
+
+
 def geometric_mean(values: Sequence[float]) -> float:
     """Geometric mean; a single value comes back to the last digit."""
     return values[0] if len(values) == 1 else statistics.geometric_mean(values)

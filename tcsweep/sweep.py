@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tcsweep import resume, store
+from tcsweep import resume, store, stored
 from tcsweep.devices import Resolved
 from tcsweep.devices.telemetry import Absent, Reader, Sampler, Windows, occupants, open_reader
 from tcsweep.evidence.facts import DeviceState
@@ -64,6 +64,7 @@ class State:
     @classmethod
     def of(cls, planned: Planned, saved: Outcome | None) -> State:
         """What is on disk of a job: its rounds stay, a failure or a skip is tried again."""
+        saved = planned.stored or saved
         if saved is None or not saved.rounds:
             return cls(planned)
         kept = dataclasses.replace(planned, environment=saved.environment)
@@ -86,7 +87,7 @@ class State:
     @property
     def open(self) -> bool:
         """Whether it could be measured further."""
-        return self.planned.reason is None and self.failure is None
+        return self.planned.reason is None and self.planned.stored is None and self.failure is None
 
     def affords(self) -> bool:
         """Whether the budget holds one more round like the last; the first is always affordable."""
@@ -130,10 +131,12 @@ def run(
     order_seed: int | None = None,
     while_waiting: Callable[[], None] = lambda: None,
     origin: Origin = NOT_SAVED,
+    baselines: Path | None = None,
 ) -> Finished:
     """Measure the jobs into `folder`, claimed before; what an earlier try left there is gone on with. Raises Mistake,
     with nothing measured, where this machine can do none of them, or not as that try did. `while_waiting` is called
-    once in a thread, and has ended before anything is measured."""
+    once in a thread, and has ended before anything is measured. `baselines`: the folder of saved sweeps whose results
+    stand in for the baselines and references that would be added."""
     began = time.monotonic()
     server = Server()
     with signals_raise():
@@ -146,6 +149,8 @@ def run(
         devices = _probe(server, jobs, progress)
         waiting.join()  # nothing of it runs beside a measurement
         planned = plan(jobs, devices, composed, origin.compare)
+        if baselines is not None:
+            planned = stored.taken(planned, baselines)
         _refuse_if_nothing_can_run(planned)
         if store.is_planned(folder):
             sweep, saved = _resume(folder, planned, server)
@@ -462,7 +467,7 @@ class Runner:
 
     def _all_fail_alike(self) -> bool:
         """Whether the first jobs tried all failed, in one stage and with one error: a fault that all have."""
-        tried = [s for s in self._states if s.rounds or s.failure]
+        tried = [s for s in self._states if (s.rounds or s.failure) and s.planned.stored is None]
         failures = {(s.failure.stage, s.failure.reason) for s in tried if s.failure}
         if any(s.rounds for s in tried) or len(tried) < IDENTICAL_FAILURES or len(failures) != 1:
             return False
@@ -481,6 +486,8 @@ class Runner:
 
 def _outcome(state: State, interrupted: bool) -> Outcome:
     """What is known of a job now."""
+    if state.planned.stored is not None:
+        return state.planned.stored
     common: dict[str, Any] = {
         "job": state.job,
         "role": state.planned.role,

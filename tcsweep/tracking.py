@@ -195,6 +195,8 @@ def _send_sweep(session: _Session, sweep_dir: Path, target: Target, address: str
     revised_at = max((row.outcome.ended_at for row in table), default=sweep.started_at)
     sent = {}
     for row in table:
+        if row.outcome.role == "stored":  # sent by the sweep that measured it
+            continue
         folder = sweep_dir / row.job.folder
         write_samples(folder, row.outcome.rounds)
         run = child_run(whole, row, folder)

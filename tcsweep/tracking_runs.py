@@ -110,7 +110,8 @@ def best_of_each_precision(table: Sequence[Row]) -> list[Row]:
 
 
 def _usable(table: Sequence[Row]) -> list[Row]:
-    return [row for row in table if row.figures is not None and row.verdict != SUSPECT]
+    usable = [row for row in table if row.figures is not None and row.verdict != SUSPECT]
+    return [row for row in usable if row.outcome.role != "stored"]  # that one has a run of its own
 
 
 def _throughput(row: Row) -> float:

@@ -16,6 +16,7 @@ from tcsweep.stats import (
     has_trend,
     lag1,
     log_interval,
+    log_ratio_interval,
     percentile,
     round_throughput,
     t975,
@@ -246,3 +247,28 @@ def test_fewer_than_five_blocks_in_every_round_have_no_drift() -> None:
     assert drift([short, short]) is None
     assert drift([]) is None
     assert drift([short, one_round(2, (30.0,) * 5)]) == Drift(0.0, Interval(0.0, 0.0))
+
+
+def test_the_ratio_of_two_samples_that_are_no_pairs_has_welchs_interval() -> None:
+    # logs 1, 2, 3 against 0, 0.5: scipy.stats.ttest_ind(..., equal_var=False) has 2.635 degrees of freedom, we take 2
+    found = log_ratio_interval([math.exp(1), math.exp(2), math.exp(3)], [1.0, math.exp(0.5)])
+    half = 4.3027 * math.sqrt(1 / 3 + 0.125 / 2)
+    assert found is not None
+    assert (found.low, found.high) == pytest.approx((math.exp(1.75 - half), math.exp(1.75 + half)))
+
+
+def test_a_ratio_without_spread_is_certain_and_one_round_gives_no_interval() -> None:
+    assert log_ratio_interval([4.0, 4.0], [2.0, 2.0]) == Interval(2.0, 2.0)
+    assert log_ratio_interval([4.0, 4.0], [2.0]) is None
+    assert log_ratio_interval([4.0], [2.0, 2.0]) is None
+
+
+def test_welchs_interval_holds_the_true_ratio_about_95_times_in_100() -> None:
+    source = random.Random(5)
+
+    def rates(mean: float, spread: float, n: int) -> list[float]:
+        return [math.exp(source.gauss(math.log(mean), spread)) for _ in range(n)]
+
+    found = [log_ratio_interval(rates(300, 0.05, 3), rates(100, 0.01, 5)) for _ in range(2000)]
+    held = sum(one is not None and one.low <= 3 <= one.high for one in found) / len(found)
+    assert 0.94 <= held <= 0.99

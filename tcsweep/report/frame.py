@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 from tcsweep.explain import SUSPECT
@@ -71,7 +72,7 @@ def failure_words(failure: Failure) -> str:
 
 def footnotes(sweep: Sweep, rows: Sequence[Row], left_out: Sequence[str], width: int) -> list[str]:
     """What is said once for all tables."""
-    lines = [*_verdicts_said_once(rows), *_advice(rows), *_round_notes(rows)]
+    lines = [*_verdicts_said_once(rows), *_advice(rows), *_round_notes(rows), *_stored(rows)]
     removed = sweep.environment.removed_variables
     if removed:
         lines.append(f"taken out of the workers' environment, as they change results: {', '.join(removed)}")
@@ -103,6 +104,20 @@ def _round_notes(rows: Sequence[Row]) -> list[str]:
             for note in one.notes:
                 said.setdefault(one_line(note), {})[label] = None
     return [f"{', '.join(labels)}: {note}" for note, labels in said.items()]
+
+
+def _stored(rows: Sequence[Row]) -> list[str]:
+    """What was not measured here, by the sweep that did."""
+    found: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        if isinstance(row.outcome, Result) and row.outcome.role == "stored":
+            day = time.strftime("%Y-%m-%d", time.localtime(row.outcome.started_at))
+            found.setdefault((row.outcome.measured_in or "another sweep", day), []).append(row)
+    return [
+        f"stored: {count(len(group), 'job')} measured on {day} in {folder}; intervals over it know nothing of what "
+        "changed between the two sweeps"
+        for (folder, day), group in found.items()
+    ]
 
 
 def suspicions(rows: Sequence[Row]) -> list[tuple[str, tuple[str, ...]]]:
@@ -142,13 +157,19 @@ _UNFINISHED = {"interrupted": "interrupted", "running": "not finished"}
 
 
 def _added(rows: Sequence[Row]) -> str:
-    added = [r.outcome for r in rows if r.outcome.role != "asked"]
+    added = [r.outcome for r in rows if r.outcome.role not in ("asked", "stored")]
     failed = sum(isinstance(o, Failure) for o in added)
-    return f"{len(added)} added for comparison{f' ({failed} failed)' if failed else ''}" if added else ""
+    stored = sum(r.outcome.role == "stored" for r in rows)
+    parts = [
+        f"{len(added)} added for comparison{f' ({failed} failed)' if failed else ''}" if added else "",
+        f"{stored} taken from an earlier sweep" if stored else "",
+    ]
+    return "; ".join(part for part in parts if part)
 
 
 def _rounds(rows: Sequence[Row]) -> str:
-    counts = sorted(len(r.outcome.rounds) for r in rows if isinstance(r.outcome, Result))
+    measured = [r.outcome for r in rows if isinstance(r.outcome, Result) and r.outcome.role != "stored"]
+    counts = sorted(len(one.rounds) for one in measured)
     if not counts:
         return ""
     least, most = counts[0], counts[-1]

@@ -80,6 +80,7 @@ COLUMNS = (
     Column("total speed-up", "total\nspeed-\nup", lambda row: times(row.speedup_total.value)),
     Column("latency p50", "latency\np50 (ms)", _latency, drop=3),
 )
+STANDING = {"asked": "", "stored": "stored "}  # else tcsweep added it
 TOTAL = "total speed-up"  # only where it can differ from the speed-up
 
 
@@ -222,7 +223,7 @@ def _standing(row: Row, with_total: bool) -> str:
     names = ["baseline"] if row.job.is_baseline else []
     if row.job.is_reference and (with_total or row.outcome.role == "reference"):
         names.append("reference")
-    return ("" if row.outcome.role == "asked" else "added ") + " and ".join(names)
+    return STANDING.get(row.outcome.role, "added ") + " and ".join(names)
 
 
 def _no_difference(row: Row) -> str:
