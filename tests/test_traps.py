@@ -23,7 +23,7 @@ from tcsweep.references import References
 from tcsweep.stats import figures
 from tcsweep.worker import Server
 
-from .test_main import FAST, environment, sweep_folder, tcsweep
+from .test_main import FAST, disturbed, environment, sweep_folder, tcsweep
 
 gpu = pytest.mark.gpu
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
