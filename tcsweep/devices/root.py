@@ -1,0 +1,30 @@
+"""Where a board's own files are: below `/`, or below the tree of a fake board. One root for all of /proc, /sys, /etc."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+VARIABLE = "TCSWEEP_BOARD_ROOT"
+
+
+def board_root() -> Path:
+    """The folder that stands for `/`: what `TCSWEEP_BOARD_ROOT` names, in tests a fake board, else `/`."""
+    return Path(os.environ.get(VARIABLE) or "/")
+
+
+def text(path: Path) -> str | None:
+    """A file's text without the blanks and NULs at its ends; None where it cannot be read, whatever the error: a
+    sensor's file may exist and answer EAGAIN, EINVAL or EIO."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip("\0 \t\r\n")
+    except OSError:
+        return None
+
+
+def number(path: Path) -> float | None:
+    """The one number in a file; None where there is none. Never 0 for what cannot be read."""
+    try:
+        return float(text(path) or "")
+    except ValueError:
+        return None
