@@ -15,8 +15,9 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -71,6 +72,8 @@ QUIET_ENVIRONMENT = {
 }
 NOTE = "mlflow.note.content"
 REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")  # MLflow's words for "not with these values"
+BATCH_METRICS = 1000  # values in one call: the limit of a server
+TRIES = 3  # of what another process may be making at this moment
 
 
 @dataclass(frozen=True)
@@ -319,7 +322,8 @@ def _log_series(client: Any, run_id: str, run: Run) -> None:
     from mlflow.entities import Metric
 
     points = [Metric(name, p.value, p.at_ms, p.step) for name, found in run.series.items() for p in found]
-    client.log_batch(run_id, metrics=points)
+    for start in range(0, len(points), BATCH_METRICS):
+        client.log_batch(run_id, metrics=points[start : start + BATCH_METRICS])
 
 
 def _log_dataset(client: Any, run_id: str, run: Run) -> None:
@@ -327,7 +331,22 @@ def _log_dataset(client: Any, run_id: str, run: Run) -> None:
 
     if run.dataset is not None:
         made = Dataset(run.dataset.name, run.dataset.digest, "code", run.dataset.source)
-        client.log_inputs(run_id, datasets=[DatasetInput(made, [InputTag("mlflow.data.context", "benchmark")])])
+        inputs = [DatasetInput(made, [InputTag("mlflow.data.context", "benchmark")])]
+        _made_once(lambda: client.log_inputs(run_id, datasets=inputs))
+
+
+def _made_once(make: Callable[[], Any]) -> None:
+    """Make what all runs share, a dataset or an experiment's tag. MLflow looks whether it is there and then adds it: of
+    two that do so at once one is refused, and finds it there the next time."""
+    from mlflow.exceptions import MlflowException
+
+    for tries_left in reversed(range(TRIES)):
+        try:
+            make()
+            return
+        except MlflowException as error:
+            if error.error_code not in REFUSALS or not tries_left:
+                raise
 
 
 # --- what the pages show without a click ---
@@ -362,7 +381,7 @@ def _write_views(session: _Session, sweep: Sweep, runs: Sequence[Run], compared:
         wanted[NOTE] = cut(note, 19_000)
     for name, value in wanted.items():
         if tags.get(name) != value:
-            client.set_experiment_tag(experiment_id, name, value)
+            _made_once(partial(client.set_experiment_tag, experiment_id, name, value))
     for name in views.outdated({**tags, **wanted}, owner):
         client.delete_experiment_tag(experiment_id, name)
     session.view_key = own

@@ -6,10 +6,12 @@ import csv
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -190,13 +192,23 @@ def test_a_mistake_is_one_line_and_status_2(tmp_path: Path, here: Here, argv: li
 
 
 @pytest.mark.parametrize("argv", [["--help"], ["--cfg", "job"], ["-m", "precision=fp61,o1", "batch=1"]])
-def test_help_the_composed_config_and_a_mistake_answer_in_under_a_second(tmp_path: Path, argv: list[str]) -> None:
-    def once() -> float:
-        start = time.monotonic()
-        tcsweep(tmp_path, *argv)
-        return time.monotonic() - start
+def test_help_the_composed_config_and_a_mistake_take_half_a_second(tmp_path: Path, argv: list[str]) -> None:
+    """Of a processor's time, not the clock's, which others share; on a slow one no longer than Hydra's own import
+    accounts for."""
 
-    assert min(once() for _ in range(3)) < 1.0
+    def least_s(run: Callable[[], object]) -> float:
+        def once() -> float:
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            run()
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+        return min(once() for _ in range(3))
+
+    bare = least_s(
+        lambda: subprocess.run([sys.executable, "-c", "import hydra.main, hydra._internal.hydra"], check=True)
+    )
+    assert least_s(lambda: tcsweep(tmp_path, *argv)) < max(0.5, 3.5 * bare)
 
 
 def test_a_sweep_itself_never_imports_torch(tmp_path: Path) -> None:
@@ -340,7 +352,7 @@ def test_a_second_sweep_on_the_device_waits_and_says_for_whom(tmp_path: Path) ->
     said = [p.communicate(timeout=240)[0] for p in both]
     assert [p.returncode for p in both] == [0, 0]
     waited = [s for s in said if "waiting for the device: process" in s]
-    assert len(waited) == 1
+    assert waited  # one for the other; both where a stranger was first
     assert f"-m tcsweep {' '.join([*SMALL, *long])}) is measuring on it" in waited[0]
 
 

@@ -37,21 +37,24 @@ def rates(folder: Path) -> dict[int, float]:
 
 @needs_optuna
 def test_a_search_ends_within_5_percent_of_the_best_of_a_grid(tmp_path: Path) -> None:
-    """Figures of a shared machine may differ by more than 5% from minute to minute: three tries."""
+    """Others on the machine can only slow a batch down: of each, the best of all sweeps so far counts."""
+    best: dict[int, float] = {}
     shares = []
-    for number in range(3):
+    for number in range(4):
         searched, grid = tmp_path / f"search{number}", tmp_path / f"grid{number}"
-        words = [EIGHT, *SMALL, "tracking=none", "measure.timed_s_min=0.3", "measure.timed_s_max=0.5"]
+        words = [EIGHT, *SMALL, "tracking=none", "measure.timed_s_min=0.2", "measure.timed_s_max=0.4"]
         for folder, more in ((searched, ["+experiment=fastest_batch", "latency_ms_p50_max=1000"]), (grid, ["-m"])):
             folder.mkdir()
             done = tcsweep(folder, *more, *words)
             assert done.returncode == 0, done.stderr
+            measured = rates(folder)
+            best = {batch: max(rate, best.get(batch, 0.0)) for batch, rate in measured.items()}
             if folder == searched:
                 found = re.search(r"^Best: batch.size=(\d+): throughput_img_s ", done.stdout, re.MULTILINE)
                 assert found, done.stdout
-        assert len(rates(searched)) == len(list(searched.rglob("result.json"))) == 8  # none of them twice
-        measured = rates(grid)
-        shares.append(measured[int(found[1])] / max(measured.values()))
+                assert measured[int(found[1])] == max(measured.values())
+                assert len(measured) == len(list(searched.rglob("result.json"))) == 8  # none of them twice
+        shares.append(best[int(found[1])] / max(best.values()))
         if shares[-1] >= 0.95:
             return
     raise AssertionError(f"the batch of the search has {shares} of the best of the grid")

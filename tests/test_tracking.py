@@ -186,7 +186,7 @@ def test_search_runs_shows_exactly_the_params_metrics_and_tags_of_a_result(targe
         "series/latency_ms": run.data.metrics["series/latency_ms"],
     }
     history = client_of(target).get_metric_history(run.info.run_id, "series/latency_ms")
-    assert sorted(m.step for m in history) == list(range(200))
+    assert sorted(m.step for m in history) == list(range(100))
     (dataset,) = run.inputs.dataset_inputs
     assert (dataset.dataset.name, dataset.tags[0].value) == ("synthetic-224", "benchmark")
     tags = dict(run.data.tags)
@@ -341,7 +341,7 @@ def test_metrics_survive_a_server_that_refuses_a_long_parameter(tmp_path, monkey
     with a_server(answer) as port:
         uploaded = upload(sweep_dir, Target(f"http://127.0.0.1:{port}", store=tmp_path))
     assert (uploaded.error, uploaded.runs) == (None, 1)
-    assert [one for one in sent if one != (0, [])] == [(14, []), (0, ["x" * 29 + "…"]), (200, [])]
+    assert [one for one in sent if one != (0, [])] == [(14, []), (0, ["x" * 29 + "…"]), (100, [])]
 
 
 def test_a_run_refused_for_good_does_not_keep_the_others_back(target, monkeypatch):
@@ -635,3 +635,48 @@ def test_the_lines_for_a_person_start_the_pages_and_open_this_sweep(tmp_path, mo
     ]
     assert ui_lines(uploaded, Target("https://bob:pw@host:80/ml/", store=tmp_path)) == [f"https://host:80/ml/{page}"]
     assert ui_lines(dataclasses.replace(uploaded, experiment_id=None), Target(None, store=tmp_path)) == []
+
+
+def refusal(code):
+    from mlflow.exceptions import ErrorCode, MlflowException
+
+    return MlflowException("no", error_code=ErrorCode.Value(code))
+
+
+@pytest.mark.parametrize(("refused", "calls"), [(0, 1), (2, 3)])
+def test_what_another_process_makes_at_the_same_moment_is_tried_again(refused, calls):
+    made = []
+
+    def make():
+        made.append(None)
+        if len(made) <= refused:
+            raise refusal("BAD_REQUEST")
+
+    tracking._made_once(make)
+    assert len(made) == calls
+
+
+@pytest.mark.parametrize(("code", "calls"), [("BAD_REQUEST", 3), ("INTERNAL_ERROR", 1)])
+def test_what_is_refused_every_time_or_for_another_reason_is_raised(code, calls):
+    made = []
+
+    def make():
+        made.append(None)
+        raise refusal(code)
+
+    with pytest.raises(type(refusal(code)), match="no"):
+        tracking._made_once(make)
+    assert len(made) == calls
+
+
+def test_more_values_than_a_server_takes_in_one_call_are_sent_in_several(target, monkeypatch):
+    monkeypatch.setattr(tracking, "BATCH_METRICS", 30)
+    sent = []
+
+    class Client:
+        def log_batch(self, run_id, metrics):
+            sent.append(len(metrics))
+
+    points = {name: tuple(tracking_runs.Point(n, n, 1.0) for n in range(40)) for name in ("a", "b")}
+    tracking._log_series(Client(), "id", tracking_runs.Run("id", "name", "FINISHED", 0.0, 1.0, {}, series=points))
+    assert sent == [30, 30, 20]

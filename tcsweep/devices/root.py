@@ -1,4 +1,4 @@
-"""Where a board's own files are: below `/`, or below the tree of a fake board. One root for all of /proc, /sys, /etc."""
+"""Where a board's own files are: below `/`, or below a fake board's tree; one root for all of /proc, /sys and /etc."""
 
 from __future__ import annotations
 
