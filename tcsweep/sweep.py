@@ -41,7 +41,7 @@ from tcsweep.plan import Planned, order, plan
 from tcsweep.references import References
 from tcsweep.report.progress import Progress
 from tcsweep.report.words import count
-from tcsweep.stats import log_interval, round_throughput
+from tcsweep.stats import round_throughput, rounds_interval
 from tcsweep.worker import Broken, Server
 
 IDENTICAL_FAILURES = 5  # so many first jobs that fail alike mean a fault of all: the rest is not tried
@@ -95,7 +95,7 @@ class State:
 
     def wide(self) -> bool:
         """Whether the interval over the rounds is wider than wished."""
-        interval = log_interval([round_throughput(self.job.batch, r) for r in self.rounds])
+        interval = rounds_interval([round_throughput(self.job.batch, r) for r in self.rounds])
         return interval is not None and interval.half_width > self.job.measure.rounds_ci
 
 

@@ -19,6 +19,7 @@ from tcsweep.stats import (
     log_ratio_interval,
     percentile,
     round_throughput,
+    rounds_interval,
     t975,
     t9995,
 )
@@ -272,3 +273,26 @@ def test_welchs_interval_holds_the_true_ratio_about_95_times_in_100() -> None:
     found = [log_ratio_interval(rates(300, 0.05, 3), rates(100, 0.01, 5)) for _ in range(2000)]
     held = sum(one is not None and one.low <= 3 <= one.high for one in found) / len(found)
     assert 0.94 <= held <= 0.99
+
+
+def test_the_interval_over_rounds_is_wider_than_a_plain_one_by_what_stopping_early_costs() -> None:
+    plain, found = log_interval([100.0, 101.0, 103.0]), rounds_interval([100.0, 101.0, 103.0])
+    assert plain is not None
+    assert found is not None
+    assert math.log(found.high / found.low) == pytest.approx(1.2 * math.log(plain.high / plain.low))
+    assert found.high * found.low == pytest.approx(plain.high * plain.low)
+    assert rounds_interval([100.0]) is None
+
+
+def test_95_of_100_intervals_of_sweeps_that_stop_early_hold_the_mean() -> None:
+    source = random.Random(7)
+    for scatter in (0.005, 0.025, 0.1):
+        held = 0
+        for _ in range(4000):
+            rates = [math.exp(source.gauss(0, scatter)) for _ in range(3)]
+            while len(rates) < 5 and (found := rounds_interval(rates)) is not None and found.half_width > 0.02:
+                rates.append(math.exp(source.gauss(0, scatter)))
+            found = rounds_interval(rates)
+            assert found is not None
+            held += found.low <= 1.0 <= found.high
+        assert held / 4000 >= 0.94  # 0.95 less three standard errors
