@@ -31,6 +31,9 @@ CLOCK_LOW = 0.85  # of the highest clock
 # software power cap, 0x4, shows under any heavy load.
 THROTTLES = {0x8: "hardware slowdown", 0x20: "heat (software)", 0x40: "heat (hardware)", 0x80: "power brake"}
 POWER_CAP = 0x4
+# A Jetson's soctherm counters, by which it holds its clocks down (Jetson Linux Developer Guide, over-current throttling).
+OVER_CURRENT = {"oc1": "under-voltage", "oc2": "average over-current", "oc3": "instantaneous over-current"}
+STUCK = 10  # samples of a power that is the same to the last digit in every rail
 HALF = {"fp16": "float16", "bf16": "bfloat16"}  # what a label itself says that half is
 
 
@@ -164,8 +167,19 @@ def throttled(result: Result, derived: Figures) -> Reasons:
     for sample in timed_samples(result):
         bits |= sample.throttle or 0
     names = [name for bit, name in THROTTLES.items() if bits & bit]
+    for counter, events in _over_current(result).items():
+        names.append(f"{OVER_CURRENT.get(counter, f'over-current {counter}')} ({events} times)")
     if names:
         yield f"throttled: {', '.join(names)}"
+
+
+def _over_current(result: Result) -> dict[str, int]:
+    """The events of each counter that rose in a round's timed blocks."""
+    risen: dict[str, int] = {}
+    for state in (r.device_state for r in result.rounds):
+        for counter, events in (state.over_current or {} if state else {}).items():
+            risen[counter] = risen.get(counter, 0) + events
+    return {counter: events for counter, events in sorted(risen.items()) if events}
 
 
 def clock_fell(result: Result, derived: Figures) -> Reasons:
@@ -308,6 +322,15 @@ def denormals(result: Result, derived: Figures) -> Reasons:
         yield f"denormals: {share:.1%} of the numbers are under 1.2e-38, which slows a CPU down"
 
 
+def stuck_power(result: Result, derived: Figures) -> Reasons:
+    """A board's power that never changed: a sensor that stands still says nothing."""
+    for one in result.rounds:
+        rails = [s.rails_w for s in timed(one) if s.rails_w is not None]
+        if len(rails) >= STUCK and all(rail == rails[0] for rail in rails):
+            yield f"the board's power read the same {len(rails)} times in round {one.number}: is its sensor stuck?"
+            return
+
+
 def little_memory(result: Result, derived: Figures) -> Reasons:
     """Memory that others held: cuDNN then picks algorithms that need less, without a word."""
     whole = result.environment.device_memory_mib
@@ -322,6 +345,7 @@ REMARKS: tuple[Callable[[Result, Figures], Reasons], ...] = (
     other_layout,
     denormals,
     little_memory,
+    stuck_power,
 )
 
 

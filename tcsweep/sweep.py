@@ -17,7 +17,9 @@ from typing import Any
 
 from tcsweep import resume, store, stored
 from tcsweep.devices import Resolved
-from tcsweep.devices.telemetry import Absent, Reader, Sampler, Windows, occupants, open_reader
+from tcsweep.devices.reader import Absent, Reader
+from tcsweep.devices.root import board_root
+from tcsweep.devices.telemetry import Sampler, Windows, close_reader, occupants, open_reader
 from tcsweep.evidence.facts import DeviceState
 from tcsweep.job import (
     MEASUREMENT_VERSION,
@@ -319,6 +321,8 @@ class Runner:
             return signal.SIGTERM
         finally:
             self._references.close()
+            for reader in self._readers.values():
+                close_reader(reader)
             self._progress.close()
         return None
 
@@ -384,6 +388,8 @@ class Runner:
                 timeout_s=sum(s.job.measure.timeout_s for s in states),
                 listen=listen,
             )
+        if sampler.hangs:  # it would hold up the end of every round
+            self._readers[first.planned.environment.device] = Absent("its sensors stopped answering")
         if isinstance(value, Broken) or not together:
             for state in states[place:]:
                 self._keep(state, number, value, sampler, asked_at, stages)
@@ -440,8 +446,7 @@ class Runner:
     def _reader(self, environment: Environment) -> Reader | Absent:
         name = environment.device
         if name not in self._readers:
-            on_gpu = name.startswith("cuda")
-            self._readers[name] = open_reader(environment.gpu_uuid) if on_gpu else Absent("a CPU: see the host's state")
+            self._readers[name] = open_reader(environment.gpu_uuid, board_root(), name.startswith("cuda"))
         return self._readers[name]
 
     def _watched(self, environment: Environment) -> Sampler:

@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 
-from tcsweep.devices.energy import joules
+from tcsweep.devices.energy import measure as measure_energy
+from tcsweep.devices.root import board_root
 from tcsweep.engines import ENGINES
 from tcsweep.evidence.arithmetic import arithmetic
 from tcsweep.evidence.collect import collect
-from tcsweep.evidence.energy import measure_energy
 from tcsweep.evidence.facts import Energy
 from tcsweep.evidence.host import watch as watch_host
 from tcsweep.evidence.numerics import Reference, apply_calibration, load_reference
@@ -181,15 +181,22 @@ def measure_round(request: RoundRequest, tell: Tell) -> Round:
 
 
 def _energy(job: Job, iteration: Callable[[], Any], samples: Samples, stages: Stages) -> Energy:
-    """A phase of its own: the counter is asked for in between, which the timed blocks must not be."""
-    if not job.device.startswith("cuda"):
-        return Energy(missing="a CPU: its energy is not read")
-    timer = CudaDevice(iteration)
-    uuid = getattr(torch.cuda.get_device_properties(torch.device(job.device)), "uuid", None)  # torch 2.4 and later
+    """A phase of its own: the device is asked in between, which the timed blocks must not be."""
+    on_gpu = job.device.startswith("cuda")
+    timer = CudaDevice(iteration) if on_gpu else CpuDevice(iteration)
     iteration_ms = statistics.fmean(samples.block_wall_ms) / samples.block_iterations
     with stages.stage("energy"):
-        counter = joules(None if uuid is None else str(uuid))
-        return measure_energy(timer.block, iteration_ms, job.batch, job.measure.energy_s, counter, time.monotonic)
+        # torch 2.4 and later tell the UUID
+        uuid = getattr(torch.cuda.get_device_properties(torch.device(job.device)), "uuid", None) if on_gpu else None
+        return measure_energy(
+            timer.block,
+            iteration_ms,
+            job.batch,
+            job.measure.energy_s,
+            on_gpu=on_gpu,
+            uuid=None if uuid is None else str(uuid),
+            root=board_root(),
+        )
 
 
 def _reference(request: RoundRequest) -> Reference | None:

@@ -1,12 +1,24 @@
-"""The energy that a GPU has used, by NVML's counter. No torch here, and pynvml only inside functions."""
+"""The energy that a device has used: a GPU by NVML's counter, a Jetson by its board's power, sampled. No torch here,
+and pynvml only inside functions."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
+import time
 from collections.abc import Callable
+from pathlib import Path
 
-from tcsweep.devices.telemetry import Absent, nvml_device
+from tcsweep.devices.jtop import JtopReader
+from tcsweep.devices.reader import Absent, Reader, within
+from tcsweep.devices.sysfs_sensors import Nodes, SysfsReader, find, is_jetson
+from tcsweep.devices.telemetry import Sampler, nvml_device
+from tcsweep.evidence.energy import Power, measure_energy, measure_sampled
+from tcsweep.evidence.facts import Energy
+
+PERIOD_S = 0.05  # between two samples of a board's power: an INA3221 averages over tens of milliseconds
+OPEN_S = 4.0
 
 
 def joules(uuid: str | None) -> Callable[[], float] | None:
@@ -26,3 +38,59 @@ def joules(uuid: str | None) -> Callable[[], float] | None:
         return math.nan
 
     return None if math.isnan(read()) else read
+
+
+class PowerLog:
+    """A board's power, sampled by a thread of this process while nothing is timed, as a context manager: a sensor that
+    hangs holds back nothing."""
+
+    def __init__(self, reader: Reader) -> None:
+        self.source = f"sampled board power, {reader.limits().power_of}"
+        self._sampler = Sampler(reader, PERIOD_S)
+
+    def __enter__(self) -> PowerLog:
+        self._sampler.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._sampler.__exit__(*error)
+
+    @property
+    def powers(self) -> tuple[Power, ...]:
+        """What was read so far, without the samples in which the board's power was not to be had."""
+        return tuple(Power(s.at_s, s.power_w) for s in self._sampler.samples if s.power_w is not None)
+
+
+def power_log(root: Path) -> PowerLog | None:
+    """A log of the power of the Jetson whose files are below `root`: by its sensors' files, which answer faster than
+    jtop does, else by jtop; None where neither tells it."""
+    files = SysfsReader(within(OPEN_S, lambda: find(root)) or Nodes(), on_gpu=False)
+    if (within(OPEN_S, files.sample) or {}).get("power_w") is not None:
+        return PowerLog(files)
+    client = JtopReader(files, on_gpu=False)
+    if client.open() and client.sample().get("power_w") is not None:
+        return PowerLog(client)
+    return None
+
+
+def measure(
+    block: Callable[[int], object],
+    iteration_ms: float,
+    batch: int,
+    phase_s: float,
+    *,
+    on_gpu: bool,
+    uuid: str | None,
+    root: Path,
+) -> Energy:
+    """The energy of images on the GPU with this UUID, or on the board whose files are below `root`, in a phase of so
+    many seconds. `block` runs so many iterations and waits for them."""
+    if is_jetson(root):
+        log = power_log(root)
+        if log is None:
+            return Energy(missing="no sensor tells this board's power")
+        return measure_sampled(block, iteration_ms, batch, phase_s, log, time.monotonic)
+    if not on_gpu:
+        return Energy(missing="a CPU: its energy is not read")
+    found = measure_energy(block, iteration_ms, batch, phase_s, joules(uuid), time.monotonic)
+    return found if found.missing else dataclasses.replace(found, source="NVML's energy counter")

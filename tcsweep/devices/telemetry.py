@@ -1,5 +1,6 @@
-"""What a GPU says of itself while a worker is timed: sampled by a thread of the sweep's own process, since one in the
-worker would take the GIL from its launches. Imported by the sweep: no torch here, and pynvml only inside functions."""
+"""What a GPU or a board says of itself while a worker is timed: sampled by a thread of the sweep's own process, since
+one in the worker would take the GIL from its launches. Imported by the sweep: no torch here, and pynvml only inside
+functions."""
 
 from __future__ import annotations
 
@@ -12,66 +13,25 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any
 
+from tcsweep.devices.jtop import JtopReader, board_reader
+from tcsweep.devices.reader import UTILISATION_PERIOD_S, Absent, Limits, Reader, Users
+from tcsweep.devices.sysfs_sensors import is_jetson
 from tcsweep.evidence.facts import DeviceSample, DeviceState
 from tcsweep.mistakes import first_line
 
 SAMPLES_MAX = 200
 PROCESSES_S = 0.5  # between two looks at the other processes: two or three calls of NVML, and no clock among them
 UNKNOWN_MIB = 2048.0  # an idle GPU's driver was seen to hold 0.5 to 0.7 GiB
+BUSY = 0.05  # of the GPU's time, as for a suspicion of foreign load
 STOP_S = 1.0  # for the thread to end; a driver that hangs holds back nothing
-# NVML's nvmlUtilization_t: "the sample period may be between 1 second and 1/6 second, depending on the product".
-UTILISATION_PERIOD_S = (1 / 6, 1.0)
 NVML_SUCCESS, NVML_ERROR_NOT_FOUND = 0, 6  # <nvml.h>
 BY_PROCESSES = "processes"
 WHILE_IDLE = "utilisation while this sweep was idle"
 
 Interval = tuple[float, float]
-
-
-@dataclass(frozen=True)
-class Absent:
-    """No reader, and why."""
-
-    reason: str
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What does not change in a round. None: not told."""
-
-    sm_mhz_max: float | None = None
-    power_limit_w: float | None = None
-    utilisation_period_s: float = UTILISATION_PERIOD_S[1]  # over which the reader's utilisation is taken
-
-
-@dataclass(frozen=True)
-class Users:
-    """The processes on a GPU, by pid. None: not told."""
-
-    load: Mapping[int, float] | None = None  # share of the SMs' time, 0..1, since the last look; the idle are left out
-    memory_mib: Mapping[int, float | None] | None = None  # of every process that has a context there
-
-
-class Reader(Protocol):
-    """One source of a GPU's state: NVML, or the files of a board that NVML does not serve."""
-
-    @property
-    def source(self) -> str:
-        """Its name for a person."""
-
-    def sample(self) -> dict[str, Any]:
-        """Fields of `DeviceSample` but `at_s`; None or left out where the source does not say."""
-
-    def limits(self) -> Limits:
-        """What does not change in a round."""
-
-    def processes(self) -> Users:
-        """Who is on the GPU, and what each used since the last call."""
-
-    def used_memory_mib(self) -> float | None:
-        """What all hold together, the driver included."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +94,16 @@ class Sampler:
         seen = device_state(tuple(self._samples), tuple(self._looks), frozenset(self._own), self._limits, windows)
         return seen if seen.missing else dataclasses.replace(seen, source=self._reader.source)
 
+    @property
+    def samples(self) -> tuple[DeviceSample, ...]:
+        """Those taken so far; their `at_s` are the clock's."""
+        return tuple(self._samples)
+
+    @property
+    def hangs(self) -> bool:
+        """Whether the reader had not come back when the sampler was left."""
+        return self._ended.is_set() and self._thread.is_alive()
+
     def foreign_memory_mib(self) -> float | None:
         """The most that others held at any look; None where processes are invisible."""
         return foreign_memory(tuple(self._looks), frozenset(self._own), (-math.inf, math.inf))
@@ -166,11 +136,15 @@ class Sampler:
 
 
 def occupants(reader: Reader) -> str | None:
-    """Who holds memory on a GPU on which this sweep runs nothing yet, in words; None where nobody seems to."""
+    """Who is on a GPU on which this sweep runs nothing yet, in words; None where nobody seems to be."""
     held: Mapping[int, float | None] = {}
     used: float | None = None
+    load: float | None = None
     with contextlib.suppress(Exception):
-        held = reader.processes().memory_mib or {}
+        users = reader.processes()
+        held = users.memory_mib or {}
+        if users == Users():  # a source that knows no processes, such as a Jetson's files
+            load = reader.sample().get("utilisation")
     with contextlib.suppress(Exception):
         used = reader.used_memory_mib()
     if held:
@@ -178,6 +152,8 @@ def occupants(reader: Reader) -> str | None:
         return f"held by others: {', '.join(each)}"
     if used is not None and used >= UNKNOWN_MIB:
         return f"{_gib(used)} held by processes that cannot be seen from here"
+    if load is not None and load >= BUSY:
+        return f"{load:.0%} busy with processes that cannot be seen from here"
     return None
 
 
@@ -208,12 +184,28 @@ def device_state(
         foreign_load=load,
         foreign_source=None if load is None else source,
         foreign_memory_mib=foreign_memory(looks, own, windows.timed),
+        power_of=limits.power_of,
+        over_current=over_current(samples, windows.timed),
     )
+
+
+def over_current(samples: Sequence[DeviceSample], timed: Interval) -> dict[str, int] | None:
+    """How far each counter rose from the last sample before the timed blocks to the first one after them, or from what
+    there is; None where nothing counts. A counter that fell began anew: what it says now was counted since."""
+    counted = [(s.at_s, s.over_current) for s in samples if s.over_current is not None]
+    first = max((i for i, (at, _) in enumerate(counted) if at <= timed[0]), default=0)
+    last = min((i for i, (at, _) in enumerate(counted) if at >= timed[1]), default=len(counted) - 1)
+    risen: dict[str, int] = {}
+    for (_, before), (_, after) in itertools.pairwise(counted[first : last + 1]):
+        for name in before.keys() & after.keys():
+            step = after[name] - before[name]
+            risen[name] = risen.get(name, 0) + (step if step >= 0 else after[name])
+    return dict(sorted(risen.items())) or None
 
 
 def thinned(samples: Sequence[DeviceSample], timed: Interval, most: int = SAMPLES_MAX) -> tuple[DeviceSample, ...]:
     """At most so many of the samples, evenly taken, with the lowest and the highest SM clock in the timed blocks and
-    outside them, and the first of each set of throttle reasons, as far as they fit."""
+    outside them, and there the first of each set of throttle reasons, as far as they fit."""
     if len(samples) <= most:
         return tuple(samples)
     kept: dict[int, None] = {}
@@ -222,9 +214,9 @@ def thinned(samples: Sequence[DeviceSample], timed: Interval, most: int = SAMPLE
         if clocked:
             kept[min(clocked, key=lambda i: samples[i].sm_mhz or 0.0)] = None
             kept[max(clocked, key=lambda i: samples[i].sm_mhz or 0.0)] = None
-    reasons: dict[int | None, int] = {}
+    reasons: dict[tuple[int | None, bool], int] = {}
     for index, sample in enumerate(samples):
-        reasons.setdefault(sample.throttle, index)
+        reasons.setdefault((sample.throttle, _within(sample.at_s, timed)), index)
     kept |= dict.fromkeys(reasons.values())
     chosen = list(kept)[:most]
     rest = [i for i in range(len(samples)) if i not in kept]
@@ -381,9 +373,17 @@ class NvmlReader:
         return None
 
 
-def open_reader(uuid: str | None) -> Reader | Absent:
-    """A reader of the GPU with this UUID ("GPU-..."; torch's own lacks the prefix, and may be given), or why there is
-    none: NVML missing, mismatched with its driver, without that GPU, or mute, and a MIG instance."""
+def open_reader(uuid: str | None, root: Path = Path("/"), on_gpu: bool = True) -> Reader | Absent:
+    """A reader of a device's state, or why there is none. On a Jetson, whose files are below `root`, jtop's or the
+    board's own files, also for its CPU: NVML initialises there but answers next to nothing. Elsewhere NVML's of the GPU
+    with this UUID ("GPU-..."; torch's own lacks the prefix, and may be given): absent where NVML is missing, mismatched
+    with its driver, without that GPU, or mute, and for a MIG instance."""
+    if is_jetson(root):
+        board = board_reader(root, on_gpu)
+        if not isinstance(board, Absent) or not on_gpu:
+            return board
+    if not on_gpu:
+        return Absent("a CPU: see the host's state")
     found = nvml_device(uuid)
     if isinstance(found, Absent):
         return found
@@ -391,6 +391,12 @@ def open_reader(uuid: str | None) -> Reader | Absent:
     if all(value is None for value in reader.sample().values()):
         return Absent("NVML initialises but answers nothing about this GPU")
     return reader
+
+
+def close_reader(reader: Reader | Absent) -> None:
+    """Let go of what a reader holds: jtop's connection."""
+    if isinstance(reader, JtopReader):
+        reader.close()
 
 
 def nvml_device(uuid: str | None) -> tuple[Any, Any] | Absent:

@@ -147,7 +147,7 @@ class Work:
 
 @dataclass(frozen=True)
 class DeviceSample:
-    """What the GPU said of itself at one moment. None: it does not say."""
+    """What the GPU, or the board, said of itself at one moment. None: it does not say."""
 
     at_s: float  # from the start of the round's timed blocks; before them it is negative
     sm_mhz: float | None = None
@@ -155,14 +155,17 @@ class DeviceSample:
     temperature_c: float | None = None
     power_w: float | None = None
     utilisation: float | None = None  # share of the last sampling period with a kernel running, anyone's
-    throttle: int | None = None  # NVML's bits of clock event reasons
+    throttle: int | None = None  # NVML's bits of clock event reasons; on a Jetson 0x20 where heat holds clocks down
+    rails_w: dict[str, float] | None = None  # a board's power by rail, by the board's own labels
+    temperatures_c: dict[str, float] | None = None  # by thermal zone
+    over_current: dict[str, int] | None = None  # events since the board was switched on: oc1, oc2, oc3
 
 
 @dataclass(frozen=True)
 class DeviceState:
     """The GPU during one round, sampled from outside the worker and matched by UUID."""
 
-    source: str | None = None  # "NVML"; None: nothing answered
+    source: str | None = None  # "NVML", "jtop", "INA3221 and thermal nodes in sysfs"; None: nothing answered
     samples: tuple[DeviceSample, ...] = ()  # at most 200; those with 0 <= at_s <= timed_s were in the timed blocks
     timed_s: float = 0.0
     sm_mhz_max: float | None = None  # the highest clock that the GPU can be set to
@@ -171,6 +174,8 @@ class DeviceState:
     foreign_source: str | None = None  # "processes" or "utilisation while this sweep was idle"
     foreign_memory_mib: float | None = None
     missing: str | None = None
+    power_of: str | None = None  # what a board's power was read from: "INA3221 VDD_IN"
+    over_current: dict[str, int] | None = None  # events in the timed blocks, by counter
 
 
 @dataclass(frozen=True)
@@ -181,6 +186,7 @@ class Energy:
     seconds: float | None = None
     images: int | None = None
     missing: str | None = None  # why nothing could be read
+    source: str | None = None  # "NVML's energy counter", "sampled board power, INA3221 VDD_IN"
 
 
 @dataclass(frozen=True)
