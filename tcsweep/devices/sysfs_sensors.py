@@ -42,14 +42,14 @@ class Rail:
     name: str  # the board's label, "VDD_IN"
     chip: str  # "INA3221"
     files: tuple[Path, ...]
-    unit: float  # watts of a product of 1
+    unit: float  # of the product, in a watt
 
     def watts(self) -> float | None:
         """Its power; None where a file does not answer, or the current is said to flow backwards."""
         values = [reading(file) for file in self.files]
         if any(value is None or value < 0 for value in values):
             return None
-        return math.prod(value for value in values if value is not None) * self.unit
+        return math.prod(value for value in values if value is not None) / self.unit
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class SysfsReader:
         """The highest GPU clock in this power mode, and what the power is of."""
         folder = self.nodes.clock if self._on_gpu else None
         return Limits(
-            sm_mhz_max=_scaled(reading(folder / "max_freq"), 1e-6) if folder else None, power_of=self.nodes.power_of
+            sm_mhz_max=_in_units(reading(folder / "max_freq"), 1e6) if folder else None, power_of=self.nodes.power_of
         )
 
     def processes(self) -> Users:
@@ -134,7 +134,7 @@ class SysfsReader:
             return {}
         load = next((value for file in self.nodes.loads if (value := reading(file)) is not None), None)
         hertz = reading(self.nodes.clock / "cur_freq") if self.nodes.clock else None
-        return {"sm_mhz": _scaled(hertz, 1e-6), "utilisation": _scaled(load, 1e-3)}
+        return {"sm_mhz": _in_units(hertz, 1e6), "utilisation": _in_units(load, 1e3)}
 
     def _heat(self) -> dict[str, Any]:
         seen = {zone.name: celsius for zone in self.nodes.zones if (celsius := zone.celsius()) is not None}
@@ -212,7 +212,7 @@ def _iio_rails(root: Path) -> Iterator[Rail]:
         for label in sorted(folder.glob("rail_name_*")):
             file = folder / f"in_power{label.name.removeprefix('rail_name_')}_input"
             if (name := text(label)) and name != UNCONNECTED and file.is_file():
-                yield Rail(name, "INA3221", (file,), 1e-3)
+                yield Rail(name, "INA3221", (file,), 1e3)
 
 
 def _hwmon_rails(root: Path) -> Iterator[Rail]:
@@ -226,9 +226,9 @@ def _hwmon_rails(root: Path) -> Iterator[Rail]:
                 files = (folder / f"in{channel}_input", folder / f"curr{channel}_input")
                 on = reading(folder / f"in{channel}_enable") != 0
                 if name and name != UNCONNECTED and on and all(file.is_file() for file in files):
-                    yield Rail(name, "INA3221", files, 1e-6)
+                    yield Rail(name, "INA3221", files, 1e6)
         elif chip == "ina238" and (folder / "power1_input").is_file():
-            yield Rail(text(folder / "label") or "VIN", "INA238", (folder / "power1_input",), 1e-6)
+            yield Rail(text(folder / "label") or "VIN", "INA238", (folder / "power1_input",), 1e6)
 
 
 def _zones(root: Path) -> Iterator[Zone]:
@@ -269,7 +269,7 @@ def _over_current(root: Path) -> dict[str, Path] | None:
 
 def _gpu_clocks(root: Path) -> Iterator[Path]:
     for folder in _folders(root, "sys/class/devfreq/*"):
-        if GPU_CLOCK.search(folder.name) and (folder / "cur_freq").is_file():
+        if GPU_CLOCK.search(folder.name):
             yield folder
 
 
@@ -300,5 +300,5 @@ def _first_of_each(named: Any) -> Iterator[Any]:
             yield one
 
 
-def _scaled(value: float | None, unit: float) -> float | None:
-    return None if value is None else value * unit
+def _in_units(value: float | None, unit: float) -> float | None:
+    return None if value is None else value / unit
