@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tcsweep.devices.jtop import JtopReader
+from tcsweep.devices.jtop import OPEN_S, JtopReader
 from tcsweep.devices.reader import Absent, Reader, within
 from tcsweep.devices.sysfs_sensors import Nodes, SysfsReader, find, is_jetson
 from tcsweep.devices.telemetry import Sampler, nvml_device
@@ -18,7 +18,6 @@ from tcsweep.evidence.energy import Power, measure_energy, measure_sampled
 from tcsweep.evidence.facts import Energy
 
 PERIOD_S = 0.05  # between two samples of a board's power: an INA3221 averages over tens of milliseconds
-OPEN_S = 4.0
 
 
 def joules(uuid: str | None) -> Callable[[], float] | None:
@@ -68,7 +67,7 @@ def power_log(root: Path) -> PowerLog | None:
     if (within(OPEN_S, files.sample) or {}).get("power_w") is not None:
         return PowerLog(files)
     client = JtopReader(files, on_gpu=False)
-    if client.open() and client.sample().get("power_w") is not None:
+    if client.open(OPEN_S) and client.sample().get("power_w") is not None:
         return PowerLog(client)
     return None
 

@@ -36,7 +36,7 @@ def board_reader(root: Path, on_gpu: bool = True) -> Reader | Absent:
         return Absent("the board's sensors hang")
     files = SysfsReader(nodes, on_gpu)
     client = JtopReader(files, on_gpu)
-    if client.open():
+    if client.open(OPEN_S):
         return client
     if not nodes or not any(value is not None for value in (within(OPEN_S, files.sample) or {}).values()):
         return Absent(NOTHING)
@@ -56,7 +56,7 @@ class JtopReader:
         self._limits = Limits()
         self._thread = threading.Thread(target=self._follow, name="tcsweep-jtop", daemon=True)
 
-    def open(self, timeout_s: float = OPEN_S) -> bool:
+    def open(self, timeout_s: float) -> bool:
         """Whether the service answered something within the time: False where it is not installed, is refused, is of
         another version than its client, hangs, or tells nothing."""
         with contextlib.suppress(RuntimeError):  # no more threads to be had
@@ -107,7 +107,7 @@ class JtopReader:
                     self._told = (self._clock(), fields) if fields else None
                     self._opened.set()
                     self._ended.wait(FOLLOW_S)
-        except Exception:
+        except (Exception, SystemExit):
             return
         finally:
             self._opened.set()
