@@ -31,7 +31,7 @@ CLOCK_LOW = 0.85  # of the highest clock
 # software power cap, 0x4, shows under any heavy load.
 THROTTLES = {0x8: "hardware slowdown", 0x20: "heat (software)", 0x40: "heat (hardware)", 0x80: "power brake"}
 POWER_CAP = 0x4
-# A Jetson's soctherm counters, by which it holds its clocks down (Jetson Linux Developer Guide, over-current throttling).
+# A Jetson's soctherm counters; at each event it holds its clocks down (Jetson Linux Developer Guide).
 OVER_CURRENT = {"oc1": "under-voltage", "oc2": "average over-current", "oc3": "instantaneous over-current"}
 STUCK = 10  # samples of a power that is the same to the last digit in every rail
 HALF = {"fp16": "float16", "bf16": "bfloat16"}  # what a label itself says that half is
@@ -168,7 +168,7 @@ def throttled(result: Result, derived: Figures) -> Reasons:
         bits |= sample.throttle or 0
     names = [name for bit, name in THROTTLES.items() if bits & bit]
     for counter, events in _over_current(result).items():
-        names.append(f"{OVER_CURRENT.get(counter, f'over-current {counter}')} ({events} times)")
+        names.append(f"{OVER_CURRENT.get(counter, f'over-current {counter}')} ({events} event{'s' * (events > 1)})")
     if names:
         yield f"throttled: {', '.join(names)}"
 

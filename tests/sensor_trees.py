@@ -100,7 +100,9 @@ def agx_orin_r35(root: Path) -> None:
     _ina3221(root, 1, {"VDD_GPU_SOC": (20000, 120), "VDD_CPU_CV": (20000, 20), "VIN_SYS_5V0": (5000, 806)})
     _ina3221(root, 2, {"NC#1": (0, 0), "VDDQ_VDD2_1V8AO": (5000, 60), "NC#3": (0, 0)})
     _over_current(root, 3, (0, 15, 37))
-    _zones(root, {"CPU-therm": 42593, "GPU-therm": -256000, "CV0-therm": -256000, "tj-therm": 42593, "SOC0-therm": 39375})
+    _zones(
+        root, {"CPU-therm": 42593, "GPU-therm": -256000, "CV0-therm": -256000, "tj-therm": 42593, "SOC0-therm": 39375}
+    )
     _cooling(root, {"pwm-fan": 0, "cpu-throttle-alert": 0, "gpu-throttle-alert": 0, "hot-surface-alert": 1})
     _gpu(root, "17000000.ga10b", 1300500000, 1300500000, "sys/devices/platform/gpu.0/load", 120)
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -30,16 +30,16 @@ def rail(milliwatts: Any, **more: Any) -> dict[str, Any]:
 class Client:
     """An Orin Nano's client: a context manager whose `ok` waits for the next answer."""
 
-    power: Any = {
+    power: ClassVar[Any] = {
         "rail": {"VDD_CPU_GPU_CV": rail(4700), "VDD_SOC": rail(2900)},
         "tot": {**rail(13100), "name": "VDD_IN"},
     }
-    temperature: Any = {
+    temperature: ClassVar[Any] = {
         "cpu": {"temp": 55.5, "online": True},
         "gpu": {"temp": 54.25, "online": True},
         "cv0": {"temp": -256, "online": False},
     }
-    gpu: Any = {"gpu": {"status": {"load": 87.5, "railgate": False}, "freq": {"cur": 918000, "max": 1020000}}}
+    gpu: ClassVar[Any] = {"gpu": {"status": {"load": 87.5, "railgate": False}, "freq": {"cur": 918000, "max": 1020000}}}
     closed = False
 
     def __enter__(self) -> Client:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -269,8 +270,6 @@ def test_every_error_of_a_read_is_absence(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_a_pipe_in_a_sensors_place_is_not_waited_for(tmp_path: Path) -> None:
-    import os
-
     root = board(tmp_path, "orin_nano_r36")
     for name in ("curr1_input", "in2_input"):
         (root / HWMON1 / name).unlink()
@@ -326,9 +325,8 @@ def test_temperatures_are_looked_at_twice_a_second_and_power_each_time(tmp_path:
 # --- what it costs ---
 
 
-@pytest.mark.parametrize("name", ["agx_orin_r35", "xavier_r32"])
-def test_sampling_a_board_costs_under_1_percent_of_a_core(tmp_path: Path, name: str) -> None:
-    reader = SysfsReader(find(board(tmp_path, name)))
+def test_sampling_a_board_costs_under_1_percent_of_a_core(tmp_path: Path) -> None:
+    reader = SysfsReader(find(board(tmp_path, "agx_orin_r35")))  # the one with the most to read
     with Sampler(reader) as sampler:
         began, cpu = time.monotonic(), time.process_time()
         time.sleep(2.0)

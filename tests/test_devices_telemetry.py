@@ -24,6 +24,7 @@ from tcsweep.devices.telemetry import (
     load_while_idle,
     occupants,
     open_reader,
+    over_current,
     thinned,
 )
 from tcsweep.evidence.facts import DeviceSample, DeviceState
@@ -320,6 +321,46 @@ def test_samples_without_clocks_are_thinned_to_the_last_one_allowed() -> None:
     assert [len(thinned(samples, (0.0, 9.0), most)) for most in (1, 2, 999)] == [1, 2, 999]
 
 
+# --- a Jetson's over-current counters ---
+
+
+def counted(*told: tuple[float, dict[str, int] | None]) -> list[DeviceSample]:
+    return [DeviceSample(when, over_current=counts) for when, counts in told]
+
+
+@pytest.mark.parametrize(
+    ("told", "risen"),
+    [
+        pytest.param([(9.0, {"oc2": 15, "oc3": 30}), (9.9, {"oc2": 15, "oc3": 37}), (10.5, {"oc2": 15, "oc3": 37}),
+                      (12.1, {"oc2": 15, "oc3": 40}), (13.0, {"oc2": 99, "oc3": 99})],
+                     {"oc2": 0, "oc3": 3}, id="from the last before to the first after"),
+        pytest.param([(10.5, {"oc3": 1}), (11.5, {"oc3": 3})], {"oc3": 2}, id="only inside"),
+        pytest.param([(9.9, {"oc3": 7}), (11.0, None), (12.1, {"oc3": 9})], {"oc3": 2}, id="one that did not answer"),
+        pytest.param([(9.9, {"oc3": 7}), (11.0, {"oc3": 1}), (12.1, {"oc3": 3})], {"oc3": 3}, id="began anew"),
+        pytest.param([(9.9, {"oc1": 0, "oc3": 7}), (12.1, {"oc3": 9})], {"oc3": 2}, id="a counter that is gone"),
+        pytest.param([(9.9, {"oc3": 7})], None, id="a single look"),
+        pytest.param([(9.9, None), (12.1, None)], None, id="no counters"),
+    ],
+)  # fmt: skip
+def test_over_current_is_how_far_the_counters_rose_during_the_timed_blocks(
+    told: list[Any], risen: dict[str, int] | None
+) -> None:
+    assert over_current(counted(*told), (10.0, 12.0)) == risen
+    state = device_state(counted(*told), (), OWN, Limits(power_of="INA3221 VDD_IN"), Windows((10.0, 12.0)))
+    assert (state.over_current, state.power_of) == (risen, "INA3221 VDD_IN")
+
+
+def test_events_in_a_long_round_are_counted_before_its_samples_are_thinned() -> None:
+    every = [DeviceSample(float(i), over_current={"oc3": int(i > 3001)}) for i in range(5000)]
+    state = device_state(every, (), OWN, Limits(), Windows((3001.0, 3002.0)))
+    assert (len(state.samples), state.over_current) == (200, {"oc3": 1})
+
+
+def test_a_throttling_that_also_stood_before_is_kept_in_the_timed_blocks() -> None:
+    held = [DeviceSample(float(i), throttle=0x20 if i in (3, 3003) else 0) for i in range(5000)]
+    assert {3.0, 3003.0} <= {s.at_s for s in thinned(held, (3000.0, 4000.0))}
+
+
 OWN = frozenset({50})
 
 
@@ -503,6 +544,16 @@ def test_a_reader_that_hangs_is_left_behind(release: threading.Event) -> None:
     assert time.monotonic() - began < 5
 
 
+def test_a_reader_that_hung_is_known_when_the_sampler_is_left(release: threading.Event) -> None:
+    reader = FakeReader(lambda i: {"sm_mhz": 5.0} if i < 39 else {"sm_mhz": float(release.wait(30))})
+    with Sampler(reader, 0.0005, TickingClock()) as hung:
+        assert reader.ready.wait(10)
+        assert not hung.hangs
+    with Sampler(FakeReader(lambda i: {"sm_mhz": 5.0})) as fine:
+        pass
+    assert (hung.hangs, fine.hangs) == (True, False)
+
+
 def test_even_a_round_shorter_than_the_period_has_a_sample_at_each_end() -> None:
     reader = FakeReader(lambda i: {"sm_mhz": 5.0})
     with Sampler(reader, period_s=60.0):
@@ -550,6 +601,19 @@ def test_who_holds_memory_before_the_first_round_is_said(
     reader = FakeReader(lambda i: {}, lambda: users)
     reader.used = used_mib
     assert occupants(reader) == said
+
+
+@pytest.mark.parametrize(
+    ("users", "busy", "said"),
+    [
+        (Users(), 0.25, "25% busy with processes that cannot be seen from here"),
+        (Users(), 0.04, None),
+        (Users(), None, None),
+        (Users(load={}), 0.25, None),  # NVML's utilisation is of up to a second ago: ours
+    ],
+)
+def test_a_busy_gpu_whose_processes_cannot_be_seen_is_said(users: Users, busy: float | None, said: str | None) -> None:
+    assert occupants(FakeReader(lambda i: {"utilisation": busy}, lambda: users)) == said
 
 
 def test_a_reader_that_fails_knows_of_nobody() -> None:

@@ -445,6 +445,44 @@ def test_clocks_held_down_by_heat_or_by_the_hardware_are_suspect(bits: int, reas
     assert suspicions(with_state(clean(), samples=held)) == reasons
 
 
+@pytest.mark.parametrize(
+    ("over_current", "reasons"),
+    [
+        ({"oc1": 0, "oc2": 0, "oc3": 0}, ()),
+        (None, ()),
+        ({"oc1": 2, "oc2": 0}, ("throttled: under-voltage (2 events)",)),
+        (
+            {"oc3": 37, "oc2": 15},
+            ("throttled: average over-current (15 events), instantaneous over-current (37 events)",),
+        ),
+        ({"oc9": 1}, ("throttled: over-current oc9 (1 event)",)),
+    ],
+)
+def test_over_current_in_the_timed_blocks_is_suspect(
+    over_current: dict[str, int] | None, reasons: tuple[str, ...]
+) -> None:
+    assert suspicions(with_state(clean(), over_current=over_current)) == reasons
+
+
+def test_heat_and_over_current_are_one_reason() -> None:
+    held = with_state(clean(), samples=samples(1965.0, throttle=0x20), over_current={"oc3": 1})
+    assert suspicions(held) == ("throttled: heat (software), instantaneous over-current (1 event)",)
+
+
+def test_a_boards_power_that_never_changes_is_remarked() -> None:
+    def remarks(rails_w: list[dict[str, float] | None]) -> tuple[str, ...]:
+        told = tuple(DeviceSample(0.05 * n, 1965.0, rails_w=rails) for n, rails in enumerate(rails_w))
+        measured = with_state(clean(), samples=told)
+        return tuple(r for v in verdicts(measured, figures(measured.job, measured.rounds)) for r in v.reasons)
+
+    still: list[dict[str, float] | None] = [{"VDD_IN": 12.5, "VDD_SOC": 2.8}] * 10
+    stuck = "the board's power read the same 10 times in round 2: is its sensor stuck?"
+    assert remarks(still) == (stuck,)
+    assert remarks([*still[:9], {"VDD_IN": 12.5, "VDD_SOC": 2.9}]) == ()
+    assert remarks(still[:9]) == ()
+    assert remarks([None] * 12) == ()
+
+
 def test_samples_outside_the_timed_blocks_say_nothing() -> None:
     before = [DeviceSample(at, 300.0, throttle=0x40) for at in (-2.0, -1.0, -0.001)]
     after = [DeviceSample(at, 300.0, throttle=0x40) for at in (0.651, 1.0, 2.0)]

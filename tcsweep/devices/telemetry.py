@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tcsweep.devices.jtop import JtopReader, board_reader
-from tcsweep.devices.reader import UTILISATION_PERIOD_S, Absent, Limits, Reader, Users
+from tcsweep.devices.reader import UTILISATION_PERIOD_S, Absent, Limits, Reader, Users, within
 from tcsweep.devices.sysfs_sensors import is_jetson
 from tcsweep.evidence.facts import DeviceSample, DeviceState
 from tcsweep.mistakes import first_line
@@ -144,7 +144,7 @@ def occupants(reader: Reader) -> str | None:
         users = reader.processes()
         held = users.memory_mib or {}
         if users == Users():  # a source that knows no processes, such as a Jetson's files
-            load = reader.sample().get("utilisation")
+            load = (within(STOP_S, reader.sample) or {}).get("utilisation")
     with contextlib.suppress(Exception):
         used = reader.used_memory_mib()
     if held:
