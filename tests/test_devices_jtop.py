@@ -271,5 +271,5 @@ def test_following_jtop_costs_under_1_percent_of_a_core(root: Path, install: Cal
         time.sleep(2.0)
         used_s, lasted_s = time.process_time() - cpu, time.monotonic() - began
     close_reader(reader)
-    assert len(sampler.state(Windows((began, began + lasted_s))).samples) >= 15
+    assert len(sampler.state(Windows((began, began + lasted_s))).samples) >= 8
     assert used_s / lasted_s < 0.01

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -23,3 +24,9 @@ def test_a_file_that_cannot_be_read_or_holds_no_number_is_absent_and_never_0(tmp
     names = ("model", "empty", "power", "none", ".")
     assert [text(tmp_path / name) for name in names] == ["NVIDIA Jetson AGX Orin", "", "1234", None, None]
     assert [number(tmp_path / name) for name in names] == [None, None, 1234.0, None, None]
+
+
+def test_a_file_of_any_length_is_read_whole_and_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "long").write_text("x" * 200_000 + "\n")
+    os.mkfifo(tmp_path / "pipe")
+    assert (text(tmp_path / "long"), text(tmp_path / "pipe")) == ("x" * 200_000, "")

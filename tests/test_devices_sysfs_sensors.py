@@ -256,14 +256,14 @@ def test_a_sensor_that_fails_empties_its_own_field_alone(tmp_path: Path, field: 
 @pytest.mark.parametrize("number", [errno.EAGAIN, errno.EINVAL, errno.EIO, errno.ENODATA, errno.EACCES])
 def test_every_error_of_a_read_is_absence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     root = board(tmp_path, "orin_nano_r36")
-    reader, read = SysfsReader(find(root)), Path.read_text
+    reader, read, refused = SysfsReader(find(root)), os.read, ("curr1_input", "temp", "load")
 
-    def refuse(path: Path, *args: Any, **options: Any) -> str:
-        if path.name in ("curr1_input", "temp", "load"):
+    def refuse(file: int, size: int) -> bytes:
+        if os.readlink(f"/proc/self/fd/{file}").endswith(refused):
             raise OSError(number, "refused")
-        return read(path, *args, **options)
+        return read(file, size)
 
-    monkeypatch.setattr(Path, "read_text", refuse)
+    monkeypatch.setattr(os, "read", refuse)
     got = reader.sample()
     absent = {k for k, v in got.items() if v is None}
     assert absent == {"power_w", "temperature_c", "temperatures_c", "utilisation"}
@@ -310,13 +310,13 @@ def test_an_over_current_counter_that_holds_nothing_back_is_left_out(tmp_path: P
     assert sample(root)["over_current"] == {"oc1": 0}
 
 
-def test_temperatures_are_looked_at_twice_a_second_and_power_each_time(tmp_path: Path) -> None:
+def test_temperatures_are_looked_at_once_a_second_and_power_each_time(tmp_path: Path) -> None:
     root, now_s = board(tmp_path, "orin_nano_r36"), [100.0]
     reader = SysfsReader(find(root), clock=lambda: now_s[0])
     reader.sample()
     write(root, {"sys/class/thermal/thermal_zone1/temp": 70000, f"{HWMON1}/curr1_input": 3000})
     seen = []
-    for now_s[0] in (100.4, 100.5):
+    for now_s[0] in (100.9, 101.0):
         got = reader.sample()
         seen.append((got["power_w"], got["temperature_c"]))
     assert seen == [(pytest.approx(15.0), 53.343), (pytest.approx(15.0), 70.0)]
@@ -332,5 +332,5 @@ def test_sampling_a_board_costs_under_1_percent_of_a_core(tmp_path: Path) -> Non
         time.sleep(2.0)
         used_s, lasted_s = time.process_time() - cpu, time.monotonic() - began
     state = sampler.state(Windows((began, began + lasted_s)))
-    assert (state.source, len(state.samples) >= 15) == ("INA3221 and thermal nodes in sysfs", True)
+    assert (state.source, len(state.samples) >= 8) == ("INA3221 and thermal nodes in sysfs", True)
     assert used_s / lasted_s < 0.01

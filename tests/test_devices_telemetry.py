@@ -549,7 +549,7 @@ def test_a_reader_that_hung_is_known_when_the_sampler_is_left(release: threading
     with Sampler(reader, 0.0005, TickingClock()) as hung:
         assert reader.ready.wait(10)
         assert not hung.hangs
-    with Sampler(FakeReader(lambda i: {"sm_mhz": 5.0})) as fine:
+    with Sampler(FakeReader(lambda i: {"sm_mhz": 5.0}), 0.0005) as fine:
         pass
     assert (hung.hangs, fine.hangs) == (True, False)
 

@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import pytest
 
 from tcsweep import store, sweep
 from tcsweep.devices import Resolved
+from tcsweep.devices.reader import Limits, Users
 from tcsweep.evidence.facts import Work
 from tcsweep.job import Environment, Failure, Job, Measure, Result, Round, Skipped
 from tcsweep.measure import Hint, Reference, RoundRequest
@@ -288,3 +291,49 @@ def test_a_signal_in_the_middle_of_an_import_is_taken_after_it(tmp_path: Path) -
         [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=True
     )
     assert done.stdout == "interrupted after 1\n"
+
+
+class HungReader:
+    """A board's sensors whose first read never returns."""
+
+    source, period_s = "hung", 0.1
+
+    def __init__(self) -> None:
+        self.release, self.asked = threading.Event(), 0
+
+    def sample(self) -> dict[str, Any]:
+        self.asked += 1
+        self.release.wait(30)
+        return {}
+
+    def limits(self) -> Limits:
+        return Limits()
+
+    def processes(self) -> Users:
+        return Users()
+
+    def used_memory_mib(self) -> float | None:
+        return None
+
+
+def test_sensors_that_hang_cost_a_second_of_the_whole_sweep_and_are_not_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = HungReader()
+    monkeypatch.setattr(sweep, "open_reader", lambda *about: reader)
+    monkeypatch.setattr(
+        FakeServer,
+        "answer",
+        staticmethod(lambda r: dataclasses.replace(rate_of(r, 100.0), timed_from=1.0, timed_until=1.5)),
+    )
+    began = time.monotonic()
+    (outcome,) = run(tmp_path, *jobs("fp32")).outcomes
+    reader.release.set()
+    assert time.monotonic() - began < 3
+    assert reader.asked == 2  # who is there before the sweep, and the first round
+    states = [one.device_state for one in outcome.rounds]
+    assert [state and state.missing for state in states] == [
+        "the GPU stopped telling anything about itself",
+        "its sensors stopped answering",
+        "its sensors stopped answering",
+    ]

@@ -15,6 +15,7 @@ from typing import Any
 from tcsweep.devices.reader import Absent, Limits, Reader, Users, within
 from tcsweep.devices.sysfs_sensors import (
     OFFLINE_C,
+    PERIOD_S,
     SysfsReader,
     find,
     power_fields,
@@ -24,7 +25,7 @@ from tcsweep.devices.sysfs_sensors import (
 
 OPEN_S = 4.0  # for the service's first answer: it reads once a second or oftener
 STALE_S = 3.0  # an answer older than this is none: the service is known to stop sending without an error
-FOLLOW_S = 0.1  # between two questions at least, whatever the client does
+FOLLOW_S = 0.2  # between two questions at least, whatever the client does
 CLOSE_S = 1.0
 NOTHING = "the board's sensors answer nothing"
 
@@ -46,6 +47,8 @@ def board_reader(root: Path, on_gpu: bool = True) -> Reader | Absent:
 class JtopReader:
     """What jtop told last; what it does not tell, such as over-current, by the sensors' files. One that stops is
     replaced by them."""
+
+    period_s = PERIOD_S
 
     def __init__(self, files: SysfsReader, on_gpu: bool = True, clock: Callable[[], float] = time.monotonic) -> None:
         self._files = files

@@ -46,6 +46,10 @@ class Reader(Protocol):
     def source(self) -> str:
         """Its name for a person."""
 
+    @property
+    def period_s(self) -> float:
+        """From one sample to the next, so that sampling costs under 1% of a core."""
+
     def sample(self) -> dict[str, Any]:
         """Fields of `DeviceSample` but `at_s`; None or left out where the source does not say."""
 

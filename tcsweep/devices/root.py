@@ -15,11 +15,19 @@ def board_root() -> Path:
 
 def text(path: Path) -> str | None:
     """A file's text without the blanks and NULs at its ends; None where it cannot be read, whatever the error: a
-    sensor's file may exist and answer EAGAIN, EINVAL or EIO."""
+    sensor's file may exist and answer EAGAIN, EINVAL or EIO. Half as dear as `Path.read_text`, since sensors are read
+    many times a second, and a pipe is not waited for."""
     try:
-        return path.read_text(encoding="utf-8", errors="replace").strip("\0 \t\r\n")
+        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return None
+    try:
+        read = b"".join(iter(lambda: os.read(file, 65536), b""))
+    except OSError:
+        return None
+    finally:
+        os.close(file)
+    return read.decode("utf-8", "replace").strip("\0 \t\r\n")
 
 
 def number(path: Path) -> float | None:

@@ -51,22 +51,23 @@ class Look:
 
 
 class Sampler:
-    """Samples a GPU around one round, as a context manager; then `state` says what was seen. Nothing that the reader,
-    `own_pids` or the driver does is raised into the sweep, and a reader that hangs is left behind.
+    """Samples a device around one round, as a context manager; then `state` says what was seen. Nothing that the
+    reader, `own_pids` or the driver does is raised into the sweep, and a reader that hangs is left behind.
 
-    `reader`: of `open_reader`; with `Absent` nothing is sampled and the state says why. `own_pids`: the pids of the
-    worker, asked at every look at the processes, so that a worker that is gone by the end is known all the same.
+    `reader`: of `open_reader`; with `Absent` nothing is sampled and the state says why. `period_s`: from one sample to
+    the next; None: the reader's own. `own_pids`: the pids of the worker, asked at every look at the processes, so that
+    a worker that is gone by the end is known all the same.
     """
 
     def __init__(
         self,
         reader: Reader | Absent,
-        period_s: float = 0.1,
+        period_s: float | None = None,
         clock: Callable[[], float] = time.monotonic,
         own_pids: Callable[[], set[int]] = set,
     ) -> None:
         self._reader = reader
-        self._period_s = period_s
+        self._period_s = reader.period_s if period_s is None and not isinstance(reader, Absent) else period_s
         self._clock = clock
         self._own_pids = own_pids
         self._samples: list[DeviceSample] = []  # their `at_s` are the clock's
@@ -302,6 +303,7 @@ class NvmlReader:
     """NVML's answers about one GPU. A getter that refuses leaves its own field empty, no other."""
 
     source = "NVML"
+    period_s = 0.1
 
     def __init__(self, library: Any, handle: Any) -> None:
         self._library = library
