@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any, ClassVar
 import pytest
 
 from tcsweep.devices import jtop
-from tcsweep.devices.jtop import JtopReader, board_power, board_reader, zones_c
+from tcsweep.devices.jtop import JtopReader, board_power, board_reader, fields_of, limits_of, zones_c
 from tcsweep.devices.reader import Absent, Limits, Reader, Users
 from tcsweep.devices.sysfs_sensors import SysfsReader, find
 from tcsweep.devices.telemetry import Sampler, Windows, close_reader, open_reader
@@ -94,7 +93,7 @@ def test_jtop_tells_what_it_knows_and_the_files_the_rest(root: Path, install: Ca
         "temperature_c": 54.25,
         "temperatures_c": {"cpu": 55.5, "gpu": 54.25},
         "sm_mhz": 918.0,
-        "utilisation": 0.875,
+        "utilisation": 0.63,
         "throttle": 0x20,
         "over_current": {"oc1": 0, "oc2": 0, "oc3": 9},
     }
@@ -111,8 +110,9 @@ def test_a_job_on_the_cpu_gets_nothing_of_the_gpu_from_jtop(root: Path, install:
     install()
     reader = opened(root, on_gpu=False)
     assert reader.source == "jtop"
-    assert {"sm_mhz", "utilisation"}.isdisjoint(reader.sample())
-    assert reader.sample()["temperature_c"] == 55.5
+    seen = reader.sample()
+    assert (seen["power_w"], seen["temperature_c"]) == (13.1, 55.5)
+    assert {"sm_mhz", "utilisation"}.isdisjoint(seen)
     assert reader.limits() == Limits(power_of="VDD_IN")
 
 
@@ -191,22 +191,39 @@ def test_jtop_alone_is_enough_on_a_board_whose_files_are_not_to_be_seen(
     assert (reader.source, reader.sample()["power_w"]) == ("jtop", 13.1)
 
 
-def test_a_service_that_stops_sending_is_replaced_by_the_files(root: Path, install: Callable[..., Any]) -> None:
-    stopped = threading.Event()
-
-    def ok(self: Any) -> bool:
-        return not stopped.wait(30) if stopped.is_set() else bool(time.sleep(0.005)) or True
-
-    install(ok=ok)
+def test_each_answer_is_one_sample_and_the_files_tell_what_lies_between_and_after(
+    root: Path, install: Callable[..., Any]
+) -> None:
+    answers = [True, False]  # one, and then the service stops
+    install(ok=lambda self: answers.pop(0))
     now_s = [0.0]
     reader = JtopReader(SysfsReader(find(root)), clock=lambda: now_s[0])
     assert reader.open(5.0)
-    assert (reader.source, reader.sample()["power_w"]) == ("jtop", 13.1)
-    stopped.set()
-    reader.close()
+    by_files = pytest.approx(12.48)
+    assert [reader.sample()["power_w"] for _ in range(3)] == [13.1, by_files, by_files]
+    assert (reader.source, reader.limits()) == ("jtop", Limits(1020.0, power_of="VDD_IN"))
     now_s[0] = 10.0
-    assert (reader.source, reader.sample()["power_w"]) == (f"{FILES} (jtop stopped)", pytest.approx(12.48))
-    assert reader.limits() == Limits(1020.0, power_of="INA3221 VDD_IN")
+    assert reader.sample()["power_w"] == by_files
+    assert (reader.source, reader.limits()) == (
+        f"{FILES} (jtop stopped)",
+        Limits(1020.0, power_of="INA3221 VDD_IN"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("gpu", "mhz"),
+    [
+        ({"gv11b": {"freq": {"cur": 318750}}}, 318.75),
+        ({"Orin (nvgpu)": {"freq": {"cur": 1300, "max": 0}}}, 1300.0),  # by NVML
+        ({"Orin (nvgpu)": {"freq": {"cur": 0}}}, None),
+        ({"gv11b": {"freq": {}}}, None),
+        ({}, None),
+    ],
+)
+def test_a_clock_is_told_in_kilohertz_or_megahertz_and_0_is_none(gpu: dict[str, Any], mhz: float | None) -> None:
+    client = type("Other", (Client,), {"gpu": gpu})()
+    assert fields_of(client, on_gpu=True).get("sm_mhz") == mhz
+    assert limits_of(client, on_gpu=True).sm_mhz_max is None
 
 
 # --- its dictionaries ---
@@ -218,10 +235,25 @@ def test_a_service_that_stops_sending_is_replaced_by_the_files(root: Path, insta
         pytest.param(
             {"rail": {"GPU": rail(10), "CPU": rail(20), "SOC": rail(30), "CV": rail(40), "VDDRQ": rail(50)}}
             | {"tot": rail(150)},
-            0.15,
+            None,
             {"GPU": 0.01, "CPU": 0.02, "SOC": 0.03, "CV": 0.04, "VDDRQ": 0.05},
+            None,
+            id="a sum over a set that is not whole",
+        ),
+        pytest.param(
+            {"rail": {"VDD_SOC": rail(2900)}, "tot": rail(12500)},
+            12.5,
+            {"VDD_SOC": 2.9},
             "jtop's total",
-            id="a set that is not whole",
+            id="a total that is no sum",
+        ),
+        pytest.param({"rail": {}, "tot": {"power": 0}}, None, None, None, id="no rail answered"),
+        pytest.param(
+            {"rail": {"VDD_SOC": rail(2900)}, "tot": {**rail(13100), "name": "VDD_IN"}},
+            13.1,
+            {"VDD_SOC": 2.9, "VDD_IN": 13.1},
+            "VDD_IN",
+            id="an input",
         ),
         pytest.param(
             {

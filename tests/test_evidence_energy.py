@@ -71,7 +71,7 @@ def test_without_a_counter_nothing_runs() -> None:
 class SampledBoard:
     """A board whose power follows a function of time, sampled every 0.05 s of its own clock; 10 ms an iteration."""
 
-    source = "sampled board power, INA3221 VDD_IN"
+    source, gap_s = "sampled board power, INA3221 VDD_IN", 0.5
 
     def __init__(self, watts: Callable[[float], float | None], dead_from: float = math.inf) -> None:
         self.now_s, self.watts, self.dead_from, self.entered = 0.0, watts, dead_from, False
@@ -142,5 +142,5 @@ def test_a_sensor_that_dies_or_hangs_leaves_no_energy_and_does_not_stop_the_phas
 def test_the_integral_is_the_trapezoids_between_two_moments(
     powers: list[tuple[float, float]], joules: float | None
 ) -> None:
-    found = integral_j([Power(*one) for one in powers], 0.1, 0.7)
+    found = integral_j([Power(*one) for one in powers], 0.1, 0.7, 0.5)
     assert found == (None if joules is None else pytest.approx(joules))

@@ -17,6 +17,7 @@ from tcsweep.devices.telemetry import Sampler, nvml_device
 from tcsweep.evidence.energy import Power, measure_energy, measure_sampled
 from tcsweep.evidence.facts import Energy
 
+GAP_S, JTOP_GAP_S = 0.5, 2.5  # jtop answers once a second
 PERIOD_S = 0.05  # between two samples of a board's power: an INA3221 averages over tens of milliseconds
 
 
@@ -43,7 +44,8 @@ class PowerLog:
     """A board's power, sampled by a thread of this process while nothing is timed, as a context manager: a sensor that
     hangs holds back nothing."""
 
-    def __init__(self, reader: Reader) -> None:
+    def __init__(self, reader: Reader, gap_s: float) -> None:
+        self.gap_s = gap_s
         self.source = f"sampled board power, {reader.limits().power_of}"
         self._sampler = Sampler(reader, PERIOD_S)
 
@@ -65,10 +67,10 @@ def power_log(root: Path) -> PowerLog | None:
     jtop does, else by jtop; None where neither tells it."""
     files = SysfsReader(within(OPEN_S, lambda: find(root)) or Nodes(), on_gpu=False)
     if (within(OPEN_S, files.sample) or {}).get("power_w") is not None:
-        return PowerLog(files)
+        return PowerLog(files, GAP_S)
     client = JtopReader(files, on_gpu=False)
     if client.open(OPEN_S) and client.sample().get("power_w") is not None:
-        return PowerLog(client)
+        return PowerLog(client, JTOP_GAP_S)
     return None
 
 

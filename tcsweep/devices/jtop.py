@@ -25,8 +25,10 @@ from tcsweep.devices.sysfs_sensors import (
 
 OPEN_S = 4.0  # for the service's first answer: it reads once a second or oftener
 STALE_S = 3.0  # an answer older than this is none: the service is known to stop sending without an error
-FOLLOW_S = 0.2  # between two questions at least, whatever the client does
+FOLLOW_S = 0.1  # between two questions at least, whatever the client does
 CLOSE_S = 1.0
+ROUNDING_W = 0.001  # jtop's rails are whole milliwatts
+KILOHERTZ_FROM = 10_000  # no GPU runs at 10 GHz, and none at under 10 MHz
 NOTHING = "the board's sensors answer nothing"
 
 
@@ -45,8 +47,9 @@ def board_reader(root: Path, on_gpu: bool = True) -> Reader | Absent:
 
 
 class JtopReader:
-    """What jtop told last; what it does not tell, such as over-current, by the sensors' files. One that stops is
-    replaced by them."""
+    """Each answer of jtop is one sample. It answers about once a second, and asking oftener would have its service work
+    harder beside the measurement: samples in between, and what it does not tell, such as over-current, are by the
+    sensors' files, and so is everything once it has stopped."""
 
     period_s = PERIOD_S
 
@@ -55,6 +58,7 @@ class JtopReader:
         self._on_gpu = on_gpu
         self._clock = clock
         self._told: tuple[float, dict[str, Any]] | None = None  # when, and what
+        self._taken: float | None = None  # the answer that has been a sample
         self._opened, self._ended = threading.Event(), threading.Event()
         self._limits = Limits()
         self._thread = threading.Thread(target=self._follow, name="tcsweep-jtop", daemon=True)
@@ -65,10 +69,9 @@ class JtopReader:
         with contextlib.suppress(RuntimeError):  # no more threads to be had
             self._thread.start()
             self._opened.wait(timeout_s)
-        if self._fresh():
-            return True
-        self._ended.set()
-        return False
+        if self._told is None:
+            self._ended.set()
+        return self._told is not None
 
     def close(self) -> None:
         """Leave the service; a client that hangs is left behind."""
@@ -82,7 +85,11 @@ class JtopReader:
 
     def sample(self) -> dict[str, Any]:
         """Fields of `DeviceSample` but `at_s`."""
-        return {**self._files.sample(), **self._fresh()}
+        told, files = self._told, self._files.sample()
+        if told is None or told[0] == self._taken or not self._fresh():
+            return files
+        self._taken = told[0]
+        return {**files, **told[1]}
 
     def limits(self) -> Limits:
         """The highest GPU clock in this power mode, and what the power is of."""
@@ -96,10 +103,9 @@ class JtopReader:
         """Not told: the GPU's memory is the board's."""
         return None
 
-    def _fresh(self) -> dict[str, Any]:
-        """What jtop told lately; empty where it did not."""
-        told = self._told
-        return told[1] if told and self._clock() - told[0] <= STALE_S else {}
+    def _fresh(self) -> bool:
+        """Whether jtop told something lately."""
+        return self._told is not None and self._clock() - self._told[0] <= STALE_S
 
     def _follow(self) -> None:
         try:
@@ -116,35 +122,33 @@ class JtopReader:
             self._opened.set()
 
 
-# --- jtop's dictionaries: milliwatts, degrees, per cent, kilohertz; keys come and go with its versions ---
+# --- jtop's dictionaries: milliwatts, degrees, clocks; keys come and go with its versions ---
 
 
 def fields_of(client: Any, on_gpu: bool) -> dict[str, Any]:
-    """The fields of `DeviceSample` that a client tells, without those that it does not."""
+    """The fields of `DeviceSample` that a client tells, without those that it does not. Its load of the GPU is left
+    out: 0 also where it could not be read, and on Thor worked out from the power."""
     zones = zones_c(_asked(client, "temperature"))
-    gpu = _gpu(client) if on_gpu else {}
-    load, kilohertz = _number(gpu.get("status"), "load"), _number(gpu.get("freq"), "cur")
     power, _ = board_power(_asked(client, "power"))
     fields = {
         **power,
         "temperatures_c": zones or None,
         "temperature_c": temperature_of(zones, on_gpu),
-        "sm_mhz": None if kilohertz is None else kilohertz / 1e3,
-        "utilisation": None if load is None else load / 100,
+        "sm_mhz": _gpu_mhz(client, "cur") if on_gpu else None,
     }
     return {name: value for name, value in fields.items() if value is not None}
 
 
 def limits_of(client: Any, on_gpu: bool) -> Limits:
     """What does not change in a round."""
-    highest = _number(_gpu(client).get("freq"), "max") if on_gpu else None
     _, power_of = board_power(_asked(client, "power"))
-    return Limits(sm_mhz_max=None if highest is None else highest / 1e3, power_of=power_of)
+    return Limits(sm_mhz_max=_gpu_mhz(client, "max") if on_gpu else None, power_of=power_of)
 
 
 def board_power(power: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
-    """The power fields, and the rails that the board's power is of. A set of rails that is known to be a module's comes
-    before jtop's total, which adds every rail where it finds no input, those that others feed included."""
+    """The power fields, and the rails that the board's power is of. jtop's total is an input's, or where it found none
+    the sum of every rail that answered, those that others feed included, and 0 for no rail: a sum is not taken, but the
+    rails that are known to be a module's."""
     rails = {name: watts for name, one in _mapping(power.get("rail")).items() if (watts := _watts(one)) is not None}
     tot = _mapping(power.get("tot"))
     input_name, input_w = tot.get("name"), _watts(tot)
@@ -152,7 +156,7 @@ def board_power(power: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
         rails.setdefault(input_name, input_w)
     known = power_rails(list(rails))
     fields = power_fields(rails, known)
-    if not known and input_w is not None:
+    if not known and input_w is not None and abs(input_w - math.fsum(rails.values())) > ROUNDING_W:
         return {**fields, "power_w": input_w}, "jtop's total"
     return fields, " + ".join(known) or None
 
@@ -176,8 +180,13 @@ def _watts(one: Any) -> float | None:
     return milliwatts / 1e3
 
 
-def _gpu(client: Any) -> Mapping[str, Any]:
-    return next((_mapping(one) for one in _asked(client, "gpu").values()), {})
+def _gpu_mhz(client: Any, which: str) -> float | None:
+    """A clock of the GPU: kilohertz from devfreq, megahertz from NVML, 0 where it could not be read."""
+    gpu = next((_mapping(one) for one in _asked(client, "gpu").values()), {})
+    clock = _number(gpu.get("freq"), which)
+    if not clock or clock < 0:
+        return None
+    return clock / 1e3 if clock > KILOHERTZ_FROM else clock
 
 
 def _asked(client: Any, name: str) -> Mapping[str, Any]:

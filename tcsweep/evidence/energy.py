@@ -14,7 +14,6 @@ from tcsweep.evidence.facts import Energy
 
 LEAD_S = 0.3  # under load before the first reading that counts: power follows load with a delay
 BLOCK_S = 0.03  # between two readings
-GAP_S = 0.5  # between two samples of power at most, so that what lies between them is known well enough
 
 
 @dataclass(frozen=True)
@@ -29,6 +28,7 @@ class Log(AbstractContextManager[Any], Protocol):
     """Samples a board's power from its entry to its exit, by the clock that `measure_sampled` is given."""
 
     source: str  # where the power is from
+    gap_s: float  # between two samples at most, so that what lies between them is known well enough
 
     @property
     def powers(self) -> Sequence[Power]:
@@ -97,7 +97,7 @@ def measure_sampled(
         began = clock()
         done = _run(block, size, began + phase_s, clock)
         ended = clock()
-    joules = integral_j(log.powers, began, ended)
+    joules = integral_j(log.powers, began, ended, log.gap_s)
     if joules is None:
         return Energy(missing="the sensor of the board's power stopped answering")
     return Energy(joules, ended - began, done * batch, source=log.source)
@@ -112,9 +112,9 @@ def _run(block: Callable[[int], object], size: int, until: float, clock: Callabl
     return done
 
 
-def integral_j(powers: Sequence[Power], began: float, ended: float) -> float | None:
+def integral_j(powers: Sequence[Power], began: float, ended: float, gap_s: float) -> float | None:
     """The energy between two moments by the trapezoid rule, power taken as linear between samples and as constant after
-    the last. None where the samples do not begin before the first moment, or leave more than `GAP_S` unknown."""
+    the last. None where the samples do not begin before the first moment, or leave more than `gap_s` unknown."""
     first = bisect_right([p.at_s for p in powers], began) - 1
     if first < 0:
         return None
@@ -123,7 +123,7 @@ def integral_j(powers: Sequence[Power], began: float, ended: float) -> float | N
         start, end = max(before.at_s, began), min(after.at_s, ended)
         if start >= end:
             continue
-        if after.at_s - before.at_s > GAP_S:
+        if after.at_s - before.at_s > gap_s:
             return None
         joules += (end - start) * (_watts(before, after, start) + _watts(before, after, end)) / 2
     return joules
