@@ -98,7 +98,7 @@ def test_jtop_tells_what_it_knows_and_the_files_the_rest(root: Path, install: Ca
         "over_current": {"oc1": 0, "oc2": 0, "oc3": 9},
     }
     assert (reader.limits(), reader.processes(), reader.used_memory_mib()) == (
-        Limits(1020.0, power_of="VDD_IN"),
+        Limits(1020.0, None, 0.5, "VDD_IN"),
         Users(),
         None,
     )
@@ -113,7 +113,7 @@ def test_a_job_on_the_cpu_gets_nothing_of_the_gpu_from_jtop(root: Path, install:
     seen = reader.sample()
     assert (seen["power_w"], seen["temperature_c"]) == (13.1, 55.5)
     assert {"sm_mhz", "utilisation"}.isdisjoint(seen)
-    assert reader.limits() == Limits(power_of="VDD_IN")
+    assert reader.limits() == Limits(None, None, 0.5, "VDD_IN")
 
 
 def fail(error: BaseException) -> Callable[..., Any]:
@@ -201,12 +201,12 @@ def test_each_answer_is_one_sample_and_the_files_tell_what_lies_between_and_afte
     assert reader.open(5.0)
     by_files = pytest.approx(12.48)
     assert [reader.sample()["power_w"] for _ in range(3)] == [13.1, by_files, by_files]
-    assert (reader.source, reader.limits()) == ("jtop", Limits(1020.0, power_of="VDD_IN"))
+    assert (reader.source, reader.limits()) == ("jtop", Limits(1020.0, None, 0.5, "VDD_IN"))
     now_s[0] = 10.0
     assert reader.sample()["power_w"] == by_files
     assert (reader.source, reader.limits()) == (
         f"{FILES} (jtop stopped)",
-        Limits(1020.0, power_of="INA3221 VDD_IN"),
+        Limits(1020.0, None, 0.5, "INA3221 VDD_IN"),
     )
 
 
@@ -223,7 +223,7 @@ def test_each_answer_is_one_sample_and_the_files_tell_what_lies_between_and_afte
 def test_a_clock_is_told_in_kilohertz_or_megahertz_and_0_is_none(gpu: dict[str, Any], mhz: float | None) -> None:
     client = type("Other", (Client,), {"gpu": gpu})()
     assert fields_of(client, on_gpu=True).get("sm_mhz") == mhz
-    assert limits_of(client, on_gpu=True).sm_mhz_max is None
+    assert limits_of(client, True, Limits(900.0)) == Limits(900.0, power_of="VDD_IN")
 
 
 # --- its dictionaries ---

@@ -34,7 +34,7 @@ SAMPLES: dict[str, tuple[dict[str, Any], Limits]] = {
             "throttle": None,
             "over_current": None,
         },
-        Limits(921.6, power_of="INA3221 POM_5V_IN"),
+        Limits(921.6, None, 0.5, "INA3221 POM_5V_IN"),
     ),
     "xavier_r32": (
         {
@@ -47,7 +47,7 @@ SAMPLES: dict[str, tuple[dict[str, Any], Limits]] = {
             "throttle": 0,
             "over_current": None,
         },
-        Limits(1377.0, power_of="INA3221 GPU + CPU + SOC + CV + VDDRQ + SYS5V"),
+        Limits(1377.0, None, 0.5, "INA3221 GPU + CPU + SOC + CV + VDDRQ + SYS5V"),
     ),
     "xavier_r35": (
         {
@@ -67,7 +67,7 @@ SAMPLES: dict[str, tuple[dict[str, Any], Limits]] = {
             "throttle": 0,
             "over_current": None,
         },
-        Limits(1377.0, power_of="INA3221 GPU + CPU + SOC + CV + VDDRQ + SYS5V"),
+        Limits(1377.0, None, 0.5, "INA3221 GPU + CPU + SOC + CV + VDDRQ + SYS5V"),
     ),
     "agx_orin_r35": (
         {
@@ -80,7 +80,7 @@ SAMPLES: dict[str, tuple[dict[str, Any], Limits]] = {
             "throttle": 0,
             "over_current": {"oc1": 0, "oc2": 15, "oc3": 37},
         },
-        Limits(1300.5, power_of="INA3221 VDD_GPU_SOC + VDD_CPU_CV + VIN_SYS_5V0"),
+        Limits(1300.5, None, 0.5, "INA3221 VDD_GPU_SOC + VDD_CPU_CV + VIN_SYS_5V0"),
     ),
     "orin_nano_r36": (
         {
@@ -93,7 +93,7 @@ SAMPLES: dict[str, tuple[dict[str, Any], Limits]] = {
             "throttle": 0,
             "over_current": {"oc1": 0, "oc2": 0, "oc3": 0},
         },
-        Limits(1020.0, power_of="INA3221 VDD_IN"),
+        Limits(1020.0, None, 0.5, "INA3221 VDD_IN"),
     ),
     "thor_r38": (
         {
@@ -106,7 +106,7 @@ SAMPLES: dict[str, tuple[dict[str, Any], Limits]] = {
             "throttle": None,
             "over_current": {"oc1": 0, "oc2": 0, "oc3": 179},
         },
-        Limits(1575.0, power_of="INA238 VIN"),
+        Limits(1575.0, None, 0.5, "INA238 VIN"),
     ),
 }
 
@@ -133,7 +133,7 @@ def test_a_job_on_the_cpu_has_the_boards_power_and_its_own_temperature_and_nothi
     got = reader.sample()
     assert got["power_w"] == pytest.approx(12.48)
     assert {**got, "power_w": 12.48, "rails_w": expected["rails_w"]} == expected
-    assert reader.limits() == Limits(power_of="INA3221 VDD_IN")
+    assert reader.limits() == Limits(None, None, 0.5, "INA3221 VDD_IN")
 
 
 def test_a_pc_is_no_jetson_and_has_none_of_its_sensors(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import threading
 from collections.abc import Iterator
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,16 @@ JOB = Job(model="mobilenet_v3_small", image_size=32, batch=2, device="cpu", meas
 
 
 @pytest.fixture
-def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Result:
-    """One job, measured in a worker of a server that was started on this board."""
+def server_of_its_own() -> Iterator[None]:
+    """A server's environment is that of its start: that of other tests has another root."""
+    forkserver._forkserver._stop()  # type: ignore[attr-defined]
+    yield
+    forkserver._forkserver._stop()  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server_of_its_own: None) -> Result:
+    """One job, measured on this board."""
     root = board(tmp_path / "board", "orin_nano_r36")
     monkeypatch.setenv("TCSWEEP_BOARD_ROOT", str(root))
     with over_current_every(0.01, root):

@@ -4,6 +4,7 @@ that it does, hanging included, reaches the sweep."""
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib
 import math
 import threading
@@ -111,7 +112,7 @@ class JtopReader:
         try:
             with importlib.import_module("jtop").jtop() as client:
                 while not self._ended.is_set() and client.ok():
-                    self._limits = limits_of(client, self._on_gpu)
+                    self._limits = limits_of(client, self._on_gpu, self._files.limits())
                     fields = fields_of(client, self._on_gpu)
                     self._told = (self._clock(), fields) if fields else None
                     self._opened.set()
@@ -139,10 +140,11 @@ def fields_of(client: Any, on_gpu: bool) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def limits_of(client: Any, on_gpu: bool) -> Limits:
-    """What does not change in a round."""
+def limits_of(client: Any, on_gpu: bool, files: Limits) -> Limits:
+    """What does not change in a round: the files' limits, with what the client tells."""
+    highest = _gpu_mhz(client, "max") if on_gpu else None
     _, power_of = board_power(_asked(client, "power"))
-    return Limits(sm_mhz_max=_gpu_mhz(client, "max") if on_gpu else None, power_of=power_of)
+    return dataclasses.replace(files, sm_mhz_max=highest or files.sm_mhz_max, power_of=power_of or files.power_of)
 
 
 def board_power(power: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:

@@ -16,6 +16,7 @@ from tcsweep.devices.root import number, text
 
 SOURCE = "INA3221 and thermal nodes in sysfs"
 PERIOD_S = 0.2  # on a core of a board, three to four times slower than those of a PC, that is under 1% of it
+LOAD_PERIOD_S = 0.5  # that the GPU's load looks back at most: an assumption, its driver does not say
 SLOW_S = 1.0  # between two looks at what changes slowly: temperatures, cooling
 OFFLINE_C = -100.0  # a zone whose unit is switched off says -256
 SOFTWARE_THERMAL = 0x20  # the same bit as NVML's for heat
@@ -119,9 +120,8 @@ class SysfsReader:
     def limits(self) -> Limits:
         """The highest GPU clock in this power mode, and what the power is of."""
         folder = self.nodes.clock if self._on_gpu else None
-        return Limits(
-            sm_mhz_max=_in_units(reading(folder / "max_freq"), 1e6) if folder else None, power_of=self.nodes.power_of
-        )
+        highest = _in_units(reading(folder / "max_freq"), 1e6) if folder else None
+        return Limits(highest, utilisation_period_s=LOAD_PERIOD_S, power_of=self.nodes.power_of)
 
     def processes(self) -> Users:
         """Nobody: a Jetson does not tell its users which processes are on its GPU."""
