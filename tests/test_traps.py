@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 import torch
 
+from tcsweep.devices.reader import Absent, Reader
+from tcsweep.devices.telemetry import Sampler, Windows, open_reader
 from tcsweep.explain import SUSPECT, verdicts
 from tcsweep.job import Environment, Job, Measure, Result, Round
 from tcsweep.measure import RoundRequest
@@ -53,13 +55,23 @@ class Bench:
             if kind == "one":
                 values.append(said[1])
 
-        alone = self.server.run(task, requests if others else requests[0], timeout_s=120, listen=listen)
+        with Sampler(self._reader(job)) as sampler:
+            alone = self.server.run(task, requests if others else requests[0], timeout_s=120, listen=listen)
         self.server.join()
         found = []
         for one, value in zip(jobs, values if others else [alone], strict=True):
             assert isinstance(value, Round), value
+            if one.device != "cpu":
+                assert value.timed_from is not None
+                assert value.timed_until is not None
+                seen = sampler.state(Windows((value.timed_from, value.timed_until)))
+                value = dataclasses.replace(value, device_state=dataclasses.replace(seen, foreign_load=None))
             found.append(Result(one, "asked", 0, self._environment(one), (value,), 0.0, 1.0))
         return found
+
+    def _reader(self, job: Job) -> Reader | Absent:
+        on_gpu = job.device != "cpu"
+        return open_reader(self._environment(job).gpu_uuid, Path("/"), on_gpu) if on_gpu else Absent("a CPU")
 
     def _request(self, job: Job) -> RoundRequest:
         reference = self.references.of(job, self._environment(job), lambda *said: None)
