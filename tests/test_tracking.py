@@ -171,8 +171,8 @@ def test_search_runs_shows_exactly_the_params_metrics_and_tags_of_a_result(targe
     }  # fmt: skip
     assert run.data.metrics == {
         "throughput_img_s": 2860.0,
-        "throughput_ci95_low": 2852.9,
-        "throughput_ci95_high": 2867.11,
+        "throughput_ci95_low": 2851.49,
+        "throughput_ci95_high": 2868.54,
         "speedup": 2.86,
         "speedup_ci95_low": 2.86,
         "speedup_ci95_high": 2.86,
