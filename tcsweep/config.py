@@ -87,6 +87,7 @@ class Config:
     layout: NameConf = field(default_factory=NameConf)
     engine: NameConf = field(default_factory=NameConf)
     device: NameConf = field(default_factory=NameConf)
+    power: NameConf = field(default_factory=NameConf)
     isolation: NameConf = field(default_factory=NameConf)
     measure: MeasureConf = field(default_factory=MeasureConf)
     tracking: TrackingConf = field(default_factory=TrackingConf)
@@ -157,7 +158,18 @@ def load(config: DictConfig) -> Loaded:
         raise Mistake(f"{error.full_key} is missing: give it a value") from None
     except OmegaConfBaseException as error:
         raise Mistake(first_line(str(error)) or type(error).__name__) from None
-    for group in ("model", "precision", "batch", "layout", "engine", "device", "isolation", "measure", "tracking"):
+    for group in (
+        "model",
+        "precision",
+        "batch",
+        "layout",
+        "engine",
+        "device",
+        "power",
+        "isolation",
+        "measure",
+        "tracking",
+    ):
         if not isinstance(values.get(group), dict):
             raise Mistake(f"{group} is missing: choose one of {', '.join(options(group))}")
     tracking = Tracking(**values["tracking"])
@@ -221,10 +233,16 @@ def _job(values: dict[str, Any]) -> Job:
         layout=values["layout"]["name"],
         engine=values["engine"]["name"],
         device=values["device"]["name"],
+        power=_power(values["power"]["name"]),
         isolation=values["isolation"]["name"],
         seed=values["seed"],
         measure=_measure(values["measure"]),
     )
+
+
+def _power(name: str) -> str | None:
+    """A power mode's name in one spelling; None: the mode that the board is in. Its table is asked when measuring."""
+    return None if name == "current" else name.lower().removeprefix("mode_")
 
 
 def _one_of(what: str, value: str, allowed: typing.Iterable[str]) -> None:

@@ -228,6 +228,14 @@ def evidence_of_something_else(result: Result, derived: Figures) -> Reasons:
         yield f"the evidence does not match the timing: {both}"
 
 
+def other_power_mode(result: Result, derived: Figures) -> Reasons:
+    """A Jetson's power mode, changed by somebody during the sweep: figures of two modes are not one result's."""
+    wanted = result.environment.power_mode
+    others = dict.fromkeys(r.power_mode for r in result.rounds if r.power_mode not in (None, wanted))
+    if wanted is not None and others:
+        yield f"the power mode was {' and '.join(map(str, others))}, not {wanted}"
+
+
 SUSPICIONS: tuple[Callable[[Result, Figures], Reasons], ...] = (
     label_contradicted,
     state_contradicted,
@@ -236,6 +244,7 @@ SUSPICIONS: tuple[Callable[[Result, Figures], Reasons], ...] = (
     wrong_output,
     evidence_of_something_else,
     throttled,
+    other_power_mode,
     clock_fell,
     foreign_load,
     drifting,

@@ -61,6 +61,7 @@ class Job:
     layout: str = "nchw"
     engine: str = "eager"
     device: str = "auto"  # as asked; the sweep replaces it by "cpu" or "cuda:N"
+    power: str | None = None  # a Jetson's power mode, "15w"; None: the one that it is in
     isolation: str = "process"  # "none": with all such jobs in one process, in the order asked for
     seed: int = 0
     measure: Measure = field(default_factory=Measure)
@@ -69,13 +70,16 @@ class Job:
     @property
     def id(self) -> str:
         """Twelve hex digits that two jobs share exactly when every field is equal."""
-        text = json.dumps(to_json(self), sort_keys=True, allow_nan=False)
+        fields = {k: v for k, v in to_json(self).items() if k != "power" or v is not None}  # as before there were any
+        text = json.dumps(fields, sort_keys=True, allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     @property
     def label(self) -> str:
         """Readable name, unique among jobs that differ in their axes only."""
         parts = [self.model, self.precision, f"b{self.batch}", self.layout, self.engine, self.device.replace(":", "")]
+        if self.power is not None:
+            parts.append(self.power)
         if self.isolation != "process":
             parts.append("one-process")
         if self.repeat:
@@ -91,7 +95,8 @@ class Job:
     def axes(self) -> dict[str, str | int]:
         """What a sweep usually varies, by the names of the config groups."""
         names = ("model", "precision", "batch", "layout", "engine", "device")
-        return {n: getattr(self, n) for n in (*names, *(("isolation",) if self.isolation != "process" else ()))}
+        rare = {"power": self.power is not None, "isolation": self.isolation != "process"}
+        return {n: getattr(self, n) for n in (*names, *(n for n, there in rare.items() if there))}
 
     @property
     def cell(self) -> Job:
@@ -142,6 +147,13 @@ class Environment:
     l4t: str | None = None  # Jetson Linux release, "36.4.3"
     jetpack: str | None = None
     power_mode: str | None = None
+    module: str | None = None  # "NVIDIA Jetson AGX Orin"
+    soc: str | None = None  # "tegra234"
+    shared_memory: bool | None = None  # whether the GPU uses the CPU's memory
+    clocks_locked: bool | None = None  # by jetson_clocks: the GPU's lowest clock is its highest
+    cpu_mhz_max: float | None = None  # the limits of the power mode
+    gpu_mhz_max: float | None = None
+    emc_mhz_max: float | None = None  # of the memory
     tcsweep: str | None = None
     git_commit: str | None = None
     removed_variables: tuple[str, ...] = ()  # taken out of the workers' environment: they change results
@@ -179,6 +191,7 @@ class Round:
     input: str = "standard normal, seeded"  # what the images are made of
     weights_sha256: str | None = None  # of the state dict's file; None: the weights have no file of the user's
     evidence: Evidence | None = None  # in the first of a job's rounds
+    power_mode: str | None = None  # a Jetson's, after the round
 
     @property
     def setup_s(self) -> float:

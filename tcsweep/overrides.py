@@ -30,7 +30,7 @@ MULTIRUN_FLAGS = {"-m", "--multirun"}
 _RUN_FLAGS = {"-r", "--run"}
 
 # Groups that take values without a file of their own: the field that such a value goes to.
-FREE_FIELDS = {"batch": "batch.size", "model": "model.name", "device": "device.name"}
+FREE_FIELDS = {"batch": "batch.size", "model": "model.name", "device": "device.name", "power": "power.name"}
 
 
 @dataclass(frozen=True)

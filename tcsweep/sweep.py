@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tcsweep import resume, store, stored
-from tcsweep.devices import Resolved
+from tcsweep.devices import Resolved, jetson, nvpmodel
 from tcsweep.devices.reader import Absent, Reader
 from tcsweep.devices.root import board_root
 from tcsweep.devices.telemetry import Sampler, Windows, close_reader, occupants, open_reader
@@ -148,9 +148,12 @@ def run(
         progress.stage("importing torch, looking at the device")
         waiting = threading.Thread(target=while_waiting, daemon=True)  # a signal does not wait for it
         waiting.start()
+        nvpmodel.tidy(board_root(), progress.message)
+        names = dict.fromkeys(j.power for j in jobs if j.power is not None)
+        powers = nvpmodel.reachable(nvpmodel.targets(names, board_root()), board_root(), progress.message)
         devices = _probe(server, jobs, progress)
         waiting.join()  # nothing of it runs beside a measurement
-        planned = plan(jobs, devices, composed, origin.compare)
+        planned = plan(jobs, devices, composed, origin.compare, powers)
         if baselines is not None:
             planned = stored.taken(planned, baselines)
         _refuse_if_nothing_can_run(planned)
@@ -311,7 +314,7 @@ class Runner:
                 for name in sorted({_lock_name(s.planned.environment) for s in ready}):
                     locks.enter_context(device_lock(name, self._progress.message))
                 self._say_who_is_there({s.planned.environment.device: s.planned.environment for s in ready})
-                self._rounds()
+                self._in_every_mode()
                 self._server.join()
         except KeyboardInterrupt:
             self._progress.message("interrupted: what was measured is kept")
@@ -326,14 +329,44 @@ class Runner:
             self._progress.close()
         return None
 
-    def _rounds(self) -> None:
-        last = max((s.job.measure.rounds_max for s in self._states), default=0)
+    def _in_every_mode(self) -> None:
+        """All rounds in one power mode, then in the next: a switch is slow. First those in the mode that is found."""
+        powers = dict.fromkeys(s.job.power for s in self._states if s.open)
+        with nvpmodel.Keeper(board_root(), self._progress.message) as keeper:
+            for power in sorted(powers, key=lambda p: p is not None):
+                states = [s for s in self._states if s.job.power == power]
+                if (power is None or self._switched(keeper, states)) and not self._rounds(states):
+                    return
+
+    def _switched(self, keeper: nvpmodel.Keeper, states: Sequence[State]) -> bool:
+        """Whether the board is in the mode of some jobs now. Their environment is read anew then."""
+        first = next(s for s in states if s.open)
+        (target,) = nvpmodel.targets([str(first.job.power)], board_root()).values()
+        assert target.mode is not None  # the plan has none open otherwise
+        self._progress.message(f"power mode {target.mode}")
+        reason = keeper.switch(target.mode)
+        for state in (s for s in states if s.open):
+            if reason is None:
+                environment = dataclasses.replace(state.planned.environment, **jetson.state(board_root()))
+                state.planned = dataclasses.replace(state.planned, environment=environment)
+                continue
+            self._progress.skipped(state.job.label, reason)
+            self._forget_rounds(state)
+            state.stopped = reason
+            store.save_outcome(self._folder, _outcome(state, False))
+        self._by_planned = {s.planned.job: s for s in self._states}
+        return reason is None
+
+    def _rounds(self, states: Sequence[State]) -> bool:
+        """Every round of some jobs; False where all fail alike, and no more is to be tried."""
+        last = max((s.job.measure.rounds_max for s in states), default=0)
         for number in range(1, last + 1):
-            due = self._due(number)
+            due = self._due(states, number)
             for group in self._groups(due, number):
                 self._measure(group, number)
                 if self._all_fail_alike():
-                    return
+                    return False
+        return True
 
     def _groups(self, due: Sequence[State], number: int) -> list[list[State]]:
         """What is measured together, in order: first the jobs that are to share a process, as they were asked for."""
@@ -341,10 +374,10 @@ class Runner:
         alone = order([s.planned for s in due if s not in shared], self._sweep.order_seed, number)
         return [*([shared] if shared else []), *([self._by_planned[planned.job]] for planned in alone)]
 
-    def _due(self, number: int) -> list[State]:
+    def _due(self, states: Sequence[State], number: int) -> list[State]:
         """The jobs to measure in a round: all in the asked rounds; after those the wide ones, each with its baseline,
         since a speed-up needs both in the same round."""
-        ready = [s for s in self._states if s.open and s.stopped is None]
+        ready = [s for s in states if s.open and s.stopped is None]
         for state in ready:
             lacks_rounds = len(state.rounds) < state.job.measure.rounds or state.wide()
             if number <= state.job.measure.rounds_max and lacks_rounds and not state.affords():
@@ -426,7 +459,8 @@ class Runner:
             self._forget_rounds(state)
         else:
             seen = _device_state(sampler, value, asked_at, stages)
-            state.rounds.append(dataclasses.replace(value, device_state=seen))
+            mode = None if state.planned.environment.power_mode is None else jetson.power_mode(board_root())
+            state.rounds.append(dataclasses.replace(value, device_state=seen, power_mode=mode))
             self._progress.round_done(job.label, number, round_throughput(job.batch, value))
         store.save_outcome(self._folder, _outcome(state, False))
 

@@ -44,7 +44,8 @@ SWEEP_STATUSES = {"running": "RUNNING", "finished": "FINISHED", "interrupted": "
 ENVIRONMENT_TAGS = (
     *("gpu_uuid", "compute_capability", "driver", "cuda", "cudnn", "torch", "torchvision"),
     *("apex", "apex_version", "apex_build", "python", "host", "os", "cpu_model", "cpu_threads"),
-    *("l4t", "jetpack", "power_mode", "tcsweep", "git_commit"),
+    *("l4t", "jetpack", "module", "soc", "power_mode", "clocks_locked", "shared_memory"),
+    *("cpu_mhz_max", "gpu_mhz_max", "emc_mhz_max", "tcsweep", "git_commit"),
 )
 
 
@@ -282,6 +283,7 @@ def _metrics(row: Row) -> dict[str, float]:
 EVIDENCE_METRICS = (
     *("tensor_core_time_fraction", "unknown_time_fraction", "gpu_busy_fraction", "achieved_tflop_s", "peak_tflop_s"),
     *("layerwise_roof_img_s", "roof_fraction", "relative_error", "sm_mhz", "power_w", "temperature_c"),
+    "throughput_img_s_w",
 )
 
 

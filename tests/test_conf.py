@@ -42,7 +42,8 @@ def quoted(group: str, option: str) -> list[str]:
 
 def test_the_groups_are_those_of_the_readme() -> None:
     assert groups() == [
-        "batch", "device", "engine", "experiment", "isolation", "layout", "measure", "model", "precision", "tracking",
+        "batch", "device", "engine", "experiment", "isolation", "layout", "measure", "model", "power", "precision",
+            "tracking",
     ]  # fmt: skip
 
 

@@ -67,9 +67,11 @@ def test_memory_is_the_total_in_mib(text: str, mib: int | None) -> None:
     assert cpu.parse_meminfo(text) == mib
 
 
-def test_the_facts_of_a_host_are_of_its_two_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    files = {"/proc/cpuinfo": "model name : a CPU\nflags : avx2\n", "/proc/meminfo": "MemTotal: 2048 kB\n"}
-    monkeypatch.setattr(cpu, "_read", files.__getitem__)
+def test_the_facts_of_a_host_are_of_its_two_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/cpuinfo").write_text("model name : a CPU\nflags : avx2\n")
+    (tmp_path / "proc/meminfo").write_text("MemTotal: 2048 kB\n")
+    monkeypatch.setenv("TCSWEEP_BOARD_ROOT", str(tmp_path))
     assert cpu.facts() == {"cpu_model": "a CPU", "cpu_features": ("avx2",), "memory_mib": 2}
 
 
@@ -135,10 +137,18 @@ def test_a_power_mode_is_found_in_verbose_output() -> None:
 @pytest.fixture
 def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder that stands for a Jetson: its release file, and nothing but its own programs on the path."""
-    monkeypatch.setattr(jetson, "RELEASE", tmp_path / "nv_tegra_release")
+    monkeypatch.setenv("TCSWEEP_BOARD_ROOT", str(tmp_path))
+    (tmp_path / "etc").mkdir()
     monkeypatch.setenv("PATH", str(tmp_path))
-    (tmp_path / "nv_tegra_release").write_text(NANO_SUPER)
+    (tmp_path / "etc/nv_tegra_release").write_text(NANO_SUPER)
     return tmp_path
+
+
+# What the release file alone tells.
+BARE = {
+    "l4t": "36.4.3", "jetpack": "6", "shared_memory": True,
+    **dict.fromkeys(("module", "soc", "clocks_locked", "cpu_mhz_max", "gpu_mhz_max", "emc_mhz_max")),
+}  # fmt: skip
 
 
 def nvpmodel(board: Path, script: str, mode: int = 0o755) -> None:
@@ -160,11 +170,11 @@ def test_the_facts_of_a_jetson_have_its_mode_whatever_the_exit_status(
     board: Path, script: str, mode: str | None
 ) -> None:
     nvpmodel(board, script)
-    assert jetson.facts() == {"l4t": "36.4.3", "jetpack": "6", "power_mode": mode}
+    assert jetson.facts() == {**BARE, "power_mode": mode}
 
 
 def test_without_nvpmodel_the_mode_is_unknown(board: Path) -> None:
-    assert jetson.facts() == {"l4t": "36.4.3", "jetpack": "6", "power_mode": None}
+    assert jetson.facts() == {**BARE, "power_mode": None}
 
 
 def test_an_nvpmodel_that_cannot_be_run_is_no_error(board: Path) -> None:
@@ -190,7 +200,7 @@ def test_bytes_that_are_no_text_do_not_stop_the_probe(board: Path) -> None:
 
 
 def test_off_a_jetson_every_fact_is_absent(board: Path) -> None:
-    (board / "nv_tegra_release").unlink()
+    (board / "etc/nv_tegra_release").unlink()
     nvpmodel(board, "echo 'NV Power Mode: 15W'")
     assert jetson.facts() == {}
 

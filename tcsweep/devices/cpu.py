@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tcsweep.devices.root import board_root
+
 # Flags of /proc/cpuinfo (x86 and 64-bit Arm) that oneDNN and the Arm Compute Library choose kernels by.
 DECISIVE = (
     "avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "amx_int8",
@@ -17,7 +19,8 @@ DECISIVE = (
 
 def facts() -> dict[str, Any]:
     """Environment fields: cpu_model, cpu_features, memory_mib."""
-    return {**parse_cpuinfo(_read("/proc/cpuinfo")), "memory_mib": parse_meminfo(_read("/proc/meminfo"))}
+    proc = board_root() / "proc"
+    return {**parse_cpuinfo(_read(proc / "cpuinfo")), "memory_mib": parse_meminfo(_read(proc / "meminfo"))}
 
 
 def parse_cpuinfo(text: str) -> dict[str, Any]:

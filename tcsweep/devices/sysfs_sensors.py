@@ -203,7 +203,7 @@ def find(root: Path) -> Nodes:
         zones=tuple(_first_of_each(_zones(root))),
         cooling=tuple(_cooling(root)),
         over_current=_over_current(root),
-        clock=next(_gpu_clocks(root), None),
+        clock=next(gpu_clocks(root), None),
         loads=tuple(_gpu_loads(root)),
     )
 
@@ -269,14 +269,15 @@ def _over_current(root: Path) -> dict[str, Path] | None:
     return found or None
 
 
-def _gpu_clocks(root: Path) -> Iterator[Path]:
+def gpu_clocks(root: Path) -> Iterator[Path]:
+    """The folders of the GPU's clock; the first is the one to read."""
     for folder in _folders(root, "sys/class/devfreq/*"):
         if GPU_CLOCK.search(folder.name):
             yield folder
 
 
 def _gpu_loads(root: Path) -> Iterator[Path]:
-    files = [root / load for load in GPU_LOADS] + [folder / "device/load" for folder in _gpu_clocks(root)]
+    files = [root / load for load in GPU_LOADS] + [folder / "device/load" for folder in gpu_clocks(root)]
     platform = _folders(root, "sys/devices/*", "sys/devices/platform/*")
     files += [folder / "load" for folder in platform if GPU_CLOCK.search(folder.name)]
     return (file for file in files if file.is_file())

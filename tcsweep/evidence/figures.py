@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 from tcsweep.devices.peaks import fastest_flops
@@ -33,6 +34,7 @@ class Seen:
     relative_error: float | None = None  # against float32
     sm_mhz: float | None = None  # median over the timed blocks
     power_w: float | None = None
+    throughput_img_s_w: float | None = None  # images a second and watt: images a joule
     temperature_c: float | None = None
 
 
@@ -43,6 +45,7 @@ def seen(result: Result, derived: Figures) -> Seen:
     state: dict[str, Any] = {
         "sm_mhz": _median([s.sm_mhz for s in samples]),
         "power_w": _median([s.power_w for s in samples]),
+        "throughput_img_s_w": _per_watt(result, derived, [s.power_w for s in samples]),
         "temperature_c": _median([s.temperature_c for s in samples]),
     }
     if evidence is None:
@@ -63,6 +66,15 @@ def seen(result: Result, derived: Figures) -> Seen:
         relative_error=evidence.numerics.relative_error,
         **state,
     )
+
+
+def _per_watt(result: Result, derived: Figures, power_w: Sequence[float | None]) -> float | None:
+    """By the energy phase where there was one, else by the mean power in the timed blocks; of what the sensor feeds."""
+    if derived.energy_j_per_img:
+        return 1 / derived.energy_j_per_img
+    told = [watts for watts in power_w if watts is not None]
+    mean = fmean(told) if told else 0.0
+    return derived.throughput_img_s / mean if mean > 0 else None
 
 
 def dtypes_seen(evidence: Evidence) -> set[str]:

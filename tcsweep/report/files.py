@@ -99,6 +99,9 @@ COLUMNS: dict[str, Callable[[Row], Any]] = {
     "temperature_c": _seen("temperature_c"),
     "energy_j_per_img": _figure("energy_j_per_img"),
     "isolation": _job("isolation"),
+    "power": _job("power"),
+    "power_mode": lambda row: row.outcome.environment.power_mode,
+    "throughput_img_s_w": _seen("throughput_img_s_w"),
     "verdicts": lambda row: " ".join(v.name for v in row.verdicts) or None,
 }
 

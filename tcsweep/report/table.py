@@ -71,6 +71,12 @@ def _latency(row: Row) -> str:
     return number(row.figures.latency_ms_p50) if row.figures else MISSING
 
 
+def _per_watt(row: Row) -> str:
+    return number(row.seen.throughput_img_s_w) if row.seen else MISSING
+
+
+PER_WATT = "img/s a watt"  # only where a power mode was chosen
+
 COLUMNS = (
     Column("seconds for 3000 images", "3000\nimg (s)", _seconds, drop=4),
     Column("img/s", "img/s", _throughput),
@@ -78,6 +84,7 @@ COLUMNS = (
     Column("speed-up", "speed-\nup", lambda row: times(row.speedup.value)),
     Column("95% interval of the speed-up", "95%\ninterval", _interval, drop=1),
     Column("total speed-up", "total\nspeed-\nup", lambda row: times(row.speedup_total.value)),
+    Column(PER_WATT, "img/s\na W", _per_watt),
     Column("latency p50", "latency\np50 (ms)", _latency, drop=3),
 )
 STANDING = {"asked": "", "stored": "stored "}  # else tcsweep added it
@@ -148,7 +155,8 @@ def grouped(rows: Sequence[Row]) -> list[list[Row]]:
 
 def plan(rows: Sequence[Row], width: int) -> Layout:
     """The columns for a terminal of that width, the same for every table of the sweep."""
-    columns = [c for c in COLUMNS if c.name != TOTAL or _total_differs(rows)]
+    wanted = {TOTAL: _total_differs(rows), PER_WATT: any(row.job.power for row in rows)}
+    columns = [c for c in COLUMNS if wanted.get(c.name, True)]
     names = [_cell_width(["precision", *precision_labels([r.job for r in rows])])]
     widths = {c.name: _cell_width([*c.heading.split("\n"), *map(c.show, rows)]) for c in columns}
     left_out = []

@@ -128,6 +128,8 @@ def group_title(job: Job, others: Sequence[Job] = ()) -> str:
     parts = [job.model, f"{job.image_size}×{job.image_size}", f"batch {job.batch}", job.layout, job.engine, job.device]
     if job.weights or any(o.weights != job.weights for o in others):
         parts.insert(1, job.weights or "random weights")
+    if job.power is not None or any(o.power != job.power for o in others):
+        parts.append(f"power mode {job.power or 'as found'}")
     if any(o.isolation != job.isolation for o in others):
         parts.append("a process each" if job.isolation == "process" else "one process")
     if any(o.seed != job.seed for o in others):
