@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import os
 import re
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from matplotlib.image import imread
 from rich.console import Console
 
 from tcsweep import report, speedup, store
@@ -384,6 +386,7 @@ def test_the_csv_has_a_line_a_job_with_exact_values(tmp_path: Path) -> None:
         "folder": fast.job.folder,
         **dict.fromkeys(("dtypes", *SEEN, "energy_j_per_img"), ""),
         "isolation": "process",
+        **dict.fromkeys(("power", "power_mode", "throughput_img_s_w"), ""),
         "verdicts": "unverified wide",
     }
 
@@ -629,3 +632,21 @@ def test_progress_may_be_closed_twice_and_told_more() -> None:
     one.close()
     one.stage("late")
     one.message("told")
+
+
+@pytest.mark.parametrize(("power", "panels"), [(None, 2), ("15w", 3)])
+def test_the_picture_has_throughput_per_watt_where_power_modes_were_chosen_only(
+    tmp_path: Path, power: str | None, panels: int
+) -> None:
+    outcomes = [measured(job("fp32", power=power), 0, 100.0)]
+    plot.draw(tmp_path / "p.png", sweep_of(*outcomes), speedup.rows(outcomes))
+    assert imread(tmp_path / "p.png").shape[1] == panels * 5.5 * 120
+
+
+def test_the_heading_names_the_module_and_every_power_mode() -> None:
+    modes = [
+        dataclasses.replace(JETSON, module="NVIDIA Jetson AGX Orin", power_mode=m) for m in ("MAXN (0)", "15W (2)")
+    ]
+    outcomes = [measured(job("fp32", power=m.power_mode), i, 100.0, environment=m) for i, m in enumerate(modes)]
+    heading = "Orin (cuda:0) · NVIDIA Jetson AGX Orin · JetPack 6.1 · power modes MAXN (0), 15W (2)"
+    assert lines_of(rendered(*outcomes, width=120))[0] == heading

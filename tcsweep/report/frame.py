@@ -42,10 +42,12 @@ def _device_line(environment: Environment, rows: Sequence[Row]) -> str:
     kind = "CPU" if environment.device == "cpu" else "GPU"
     name = device_title(environment)
     half = half_dtypes(rows)
+    modes = dict.fromkeys(row.outcome.environment.power_mode for row in rows) or [environment.power_mode]
     return _joined(
         name if name == environment.device else f"{name} ({environment.device})",
+        environment.module != name and environment.module,
         environment.jetpack and f"JetPack {environment.jetpack}",
-        environment.power_mode and f"power mode {environment.power_mode}",
+        any(modes) and f"power mode{'s' * (len(modes) > 1)} {', '.join(str(m) for m in modes if m)}",
         half and f"half = {', '.join(half)} on this {kind}",
     )
 

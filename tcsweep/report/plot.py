@@ -1,4 +1,5 @@
-"""throughput.png: throughput and speed-up by batch, a panel row for each model, layout and engine."""
+"""throughput.png: throughput and speed-up by batch, a panel row for each model, layout and engine; throughput per watt,
+too, where power modes were chosen."""
 
 from __future__ import annotations
 
@@ -75,6 +76,9 @@ QUANTITIES = (
     ),
     Quantity(SPEEDUP, lambda row: row.speedup.value, lambda row: row.speedup.ci95),
 )
+PER_WATT = Quantity(
+    "throughput per watt (img/s a watt)", lambda row: row.seen.throughput_img_s_w if row.seen else None, lambda _: None
+)
 
 
 def draw(path: Path, sweep: Sweep, rows: Sequence[Row]) -> None:
@@ -85,9 +89,11 @@ def draw(path: Path, sweep: Sweep, rows: Sequence[Row]) -> None:
         from matplotlib.figure import Figure
 
         shown = found[:PANEL_ROWS]
-        figure = Figure(figsize=(11, 1.5 + 3.4 * max(len(shown), 1)), layout="constrained")
+        quantities = (*QUANTITIES, PER_WATT) if any(row.job.power for row in rows) else QUANTITIES
+        size = (5.5 * len(quantities), 1.5 + 3.4 * max(len(shown), 1))
+        figure = Figure(figsize=size, layout="constrained")
         FigureCanvasAgg(figure)  # not pyplot: no backend, window or list of figures of the process is touched
-        _fill(figure, sweep, rows, shown, len(found))
+        _fill(figure, sweep, rows, shown, len(found), quantities)
         picture = io.BytesIO()
         figure.savefig(picture, format="png", dpi=120)
     write_file(path, picture.getvalue())
@@ -137,15 +143,22 @@ def _baseline_first(series: Series) -> bool:
     return series.precision != "fp32"
 
 
-def _fill(figure: Any, sweep: Sweep, rows: Sequence[Row], shown: Sequence[Panel], found: int) -> None:
+def _fill(
+    figure: Any,
+    sweep: Sweep,
+    rows: Sequence[Row],
+    shown: Sequence[Panel],
+    found: int,
+    quantities: Sequence[Quantity],
+) -> None:
     figure.suptitle(_plain(_title(sweep, rows)), fontweight="bold")
     if not shown:
         figure.text(0.5, 0.5, "no jobs", ha="center")
         return
-    axes = figure.subplots(len(shown), len(QUANTITIES), squeeze=False)
+    axes = figure.subplots(len(shown), len(quantities), squeeze=False)
     lines = max(len(p.batches) for p in shown) > BAR_BATCHES
     for panel, pair in zip(shown, axes, strict=True):
-        for quantity, axis in zip(QUANTITIES, pair, strict=True):
+        for quantity, axis in zip(quantities, pair, strict=True):
             _axis(axis, panel, quantity, lines)
             axis.set_title(_plain(panel.title), fontsize=9)
     _legend(figure, axes, _remarks(rows, len(shown), found))
