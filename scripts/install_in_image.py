@@ -1,6 +1,6 @@
 """Install tcsweep into a Python that has its own torch, torchvision and numpy (an NVIDIA image), and leave those alone.
 
-    python scripts/install_in_image.py [--uv PATH]
+    python scripts/install_in_image.py [--uv PATH] [--apex TAG] [--jupyter VERSION]
 
 What the image has stays, wherever that meets what tcsweep and its requirements ask for; what is missing or won't do
 comes from requirements-image.txt, by hash. The image's own pip constraints don't apply (from 25.03 on they may refuse
@@ -29,6 +29,7 @@ from pip._vendor.packaging.version import InvalidVersion, Version
 
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = ("torch", "torchvision", "numpy")
+APEX = "https://github.com/NVIDIA/apex/archive/refs/tags/{}.tar.gz"  # its Python files alone are installed
 IMPORTS = "import tcsweep, mlflow, hydra, matplotlib.pyplot, pandas, scipy.stats, pyarrow"  # the latter: built on numpy
 BACKEND = """
 from tcsweep.devices.apex import find_apex
@@ -37,6 +38,12 @@ if apex.state == "amp":
     print(f"amp backend of this image: apex.amp (NVIDIA's apex {apex.version}, {apex.build}) on a GPU")
 else:
     print(f"amp backend of this image: the torch-native twin (apex: {apex.state})")
+"""
+
+HAS_AMP = """
+import sys
+from tcsweep.devices.apex import find_apex
+sys.exit(find_apex().state != "amp")
 """
 
 
@@ -154,8 +161,17 @@ class Installer:
                 "--require-hashes", "--constraint", str(constraints), "--requirement", str(requirements), *options
             )
 
-    def source(self, folder: Path) -> None:
-        self._run("--no-build-isolation", str(folder))
+    def source(self, place: str) -> None:
+        """A folder or an archive with a package's source, built with what is installed, as apex is with torch."""
+        self._run("--no-build-isolation", place)
+
+    def with_needs(self, *packages: str) -> None:
+        """Packages by name and what they need, beside all that is there."""
+        with tempfile.TemporaryDirectory() as folder:
+            constraints = Path(folder, "constraints.txt")
+            constraints.write_text(_constraints(()))
+            command = [*self.command, "--quiet", "--constraint", str(constraints), *packages]
+            subprocess.run(command, env=self.environ, check=True)
 
     def _run(self, *arguments: str) -> None:
         subprocess.run([*self.command, "--quiet", "--no-deps", *arguments], env=self.environ, check=True)
@@ -196,17 +212,33 @@ def check(facts: dict[str, Fact], before: set[Unmet], ours: set[str]) -> None:
 
 
 def elsewhere(code: str) -> None:
-    """Run it in a fresh interpreter, in a folder without a checkout: what is imported is what was installed."""
+    """Run it as `holds` does; an error where it fails."""
+    if not holds(code):
+        sys.exit(f"error: this failed: {code.strip()}")
+
+
+def holds(code: str) -> bool:
+    """Whether it runs in a fresh interpreter, in a folder without a checkout: it imports what was installed."""
     environ = {**os.environ, "PYTHONPATH": "", "MLFLOW_DISABLE_TELEMETRY": "true"}
     with tempfile.TemporaryDirectory() as folder:
-        done = subprocess.run([sys.executable, "-c", code], cwd=folder, env=environ, check=False)
-    if done.returncode:
-        sys.exit(f"error: status {done.returncode} of: {code.strip()}")
+        return subprocess.run([sys.executable, "-c", code], cwd=folder, env=environ, check=False).returncode == 0
+
+
+def add_apex(installer: Installer, apex: str) -> None:
+    """NVIDIA's apex of a tag, or from a folder with its source, where the image has none with apex.amp."""
+    if holds(HAS_AMP):
+        print("apex: this image has its own, with apex.amp")
+        return
+    installer.source(apex if Path(apex).is_dir() else APEX.format(apex))
+    if not holds(HAS_AMP):
+        sys.exit(f"error: apex {apex} has no apex.amp: 25.05 is the last tag that has it")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--uv", metavar="PATH", help="install with this uv instead of the image's pip")
+    parser.add_argument("--apex", metavar="TAG", help="NVIDIA's apex of this tag where the image has no apex.amp")
+    parser.add_argument("--jupyter", metavar="VERSION", help="JupyterLab of this version")
     arguments = parser.parse_args()
     wanted = pins((ROOT / "requirements-image.txt").read_text())
     installer = Installer({name: lines for name, lines in wanted.items() if name not in KEPT}, arguments.uv)
@@ -214,8 +246,12 @@ def main() -> None:
     print("before:", ", ".join(f"{name} {facts[name].version} in {facts[name].folder}" for name in KEPT), flush=True)
     installer.pinned(installer.wanted.keys() - installed().keys())
     settle(installer)
-    installer.source(ROOT)
+    installer.source(str(ROOT))
     settle(installer)
+    if arguments.apex:
+        add_apex(installer, arguments.apex)
+    if arguments.jupyter:
+        installer.with_needs(f"jupyterlab=={arguments.jupyter}", "ipykernel")
     check(facts, before, {"tcsweep", *installer.wanted})
     elsewhere(IMPORTS)
     print("unchanged:", ", ".join(f"{name} {facts[name].version}" for name in KEPT), flush=True)

@@ -244,5 +244,5 @@ def test_the_image_is_nvidia_s_for_jetson_and_runs_tcsweep_as_a_normal_user() ->
         "USER tcsweep",
         "WORKDIR /home/tcsweep",
         'VOLUME ["/home/tcsweep/outputs"]',
-        'ENTRYPOINT ["python", "-m", "tcsweep"]',
+        'ENTRYPOINT ["python3", "-m", "tcsweep"]',
     ]

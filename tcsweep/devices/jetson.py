@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tcsweep.devices.root import board_root, number, text
-from tcsweep.devices.sysfs_sensors import gpu_clocks, is_jetson
+from tcsweep.devices.sysfs_sensors import device_tree, gpu_clocks, is_jetson
 
 RELEASE = "etc/nv_tegra_release"
 STATUS = "var/lib/nvpmodel/status"  # what nvpmodel notes of the mode: "pmode:0002 fmode:quiet"
@@ -25,8 +25,8 @@ def facts(root: Path | None = None) -> dict[str, Any]:
         return {}
     return {
         **parse_release(text(root / RELEASE) or ""),
-        "module": text(root / "proc/device-tree/model") or None,
-        "soc": parse_soc(text(root / "proc/device-tree/compatible") or ""),
+        "module": device_tree("model", root),
+        "soc": parse_soc(device_tree("compatible", root) or ""),
         "shared_memory": True,  # every Jetson's GPU uses the CPU's memory
         **state(root),
     }

@@ -193,7 +193,12 @@ def is_jetson(root: Path) -> bool:
     """Whether the machine whose files are below `root` is a Jetson; true in a container, which may lack the release."""
     if (root / "etc/nv_tegra_release").is_file():
         return True
-    return "nvidia,tegra" in (text(root / "proc/device-tree/compatible") or "")
+    return "nvidia,tegra" in (device_tree("compatible", root) or "")
+
+
+def device_tree(name: str, root: Path) -> str | None:
+    """A file of the device tree, or the copy that run.sh puts in a container: Docker hides the folder itself."""
+    return text(root / "proc/device-tree" / name) or text(root / "run/host/device-tree" / name) or None
 
 
 def find(root: Path) -> Nodes:
