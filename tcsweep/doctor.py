@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tcsweep import doctor_facts as look
-from tcsweep.devices import jetson
+from tcsweep.devices import board
 from tcsweep.devices.apex import find_apex
 from tcsweep.doctor_facts import Facts, Imports, bounded
 from tcsweep.doctor_rows import exit_status, rows
@@ -20,7 +20,7 @@ from tcsweep.mistakes import first_line
 from tcsweep.worker import Broken, Server
 
 USAGE = "python -m tcsweep doctor"
-LOCAL_S = 8.0  # a driver or a dead file system may never answer
+LOCAL_S = 12.0  # a driver or a dead file system may never answer; a board is asked twice for up to 5 s
 IMPORT_S = 60.0  # a board that reads mlflow or torch from an SD card for the first time
 WORKER_S = 60.0
 
@@ -29,7 +29,7 @@ PACKAGES = {"hydra": ("hydra-core", "omegaconf"), "mlflow": ("mlflow",)}  # impo
 # Field of the facts to what fills it. None of these imports torch or asks CUDA.
 PROBES: dict[str, Callable[[], Any]] = {
     "nvml": look.look_at_nvml,  # before our own worker is on the GPU
-    "board": jetson.facts,
+    "jetson": board.look,
     "cpu": look.look_at_cpu,
     "share": look.look_at_share,
     "apex": find_apex,

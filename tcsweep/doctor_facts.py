@@ -23,6 +23,7 @@ from urllib.request import getproxies, proxy_bypass
 
 from tcsweep.devices import cpu, cuda
 from tcsweep.devices.apex import ApexFacts
+from tcsweep.devices.board import Board
 from tcsweep.devices.cpu import quota
 from tcsweep.failures import classify, killed
 from tcsweep.lock import holder
@@ -159,7 +160,7 @@ class Facts:
     torch: TorchFacts | None = None
     device: DeviceFacts | None = None
     nvml: Nvml = Nvml()
-    board: Mapping[str, str | None] = field(default_factory=dict)  # l4t, jetpack, power_mode; empty off a Jetson
+    jetson: Board | None = None  # None off a Jetson
     cpu: Mapping[str, Any] = field(default_factory=dict)  # cpu_model, cpu_features
     share: Share | None = None
     apex: ApexFacts | None = None
@@ -170,6 +171,11 @@ class Facts:
     caches: Folder | None = None
     store: Store | None = None
     unknown: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def board(self) -> Mapping[str, Any]:
+        """l4t, jetpack and the like; empty off a Jetson."""
+        return self.jetson.facts if self.jetson else {}
 
 
 # --- in workers ---

@@ -335,18 +335,6 @@ def tensor_cores(name: str, capability: tuple[int, int]) -> Row:
     return Row("tensor cores", "ok", f"{', '.join(d for d, least in DTYPES if capability >= least)} ({sm})")
 
 
-def board(found: Mapping[str, str | None]) -> list[Row]:
-    """A Jetson's release and power mode."""
-    if not found.get("l4t"):
-        return []
-    jetpack = f" (JetPack {found['jetpack']})" if found.get("jetpack") else ""
-    release = Row("Jetson Linux", "ok", f"{found['l4t']}{jetpack}")
-    if found.get("power_mode"):
-        return [release, Row("power mode", "ok", str(found["power_mode"]))]
-    mend = "nvpmodel -q; in a container it is not there: ask the host"
-    return [release, Row("power mode", "warn", "cannot be read: results will not say it", mend)]
-
-
 def cpu(found: Mapping[str, object], device: DeviceFacts | None) -> Row:
     """The processor, and whether it multiplies bfloat16; that matters where a sweep takes it."""
     features = found.get("cpu_features")
@@ -482,6 +470,12 @@ def _packages(name: str) -> Callable[[Facts], list[Row]]:
     return lambda f: [package(name, f.packages[name])]
 
 
+def _board(facts: Facts) -> list[Row]:
+    from tcsweep import doctor_board  # it needs Row
+
+    return [] if facts.jetson is None else doctor_board.rows(facts.jetson, facts.torch.cuda if facts.torch else None)
+
+
 # What is looked at, the field of the facts that it needs, and the judge. The order is the table's.
 JUDGES: tuple[tuple[str, str, Callable[[Facts], list[Row]]], ...] = (
     ("Python", "python", lambda f: [python(f.python)]),
@@ -491,7 +485,7 @@ JUDGES: tuple[tuple[str, str, Callable[[Facts], list[Row]]], ...] = (
     ("torch", "torch", lambda f: [torch(f.torch, f.unknown.get("torch"), f.board)]),
     ("torchvision", "torch", lambda f: [torchvision(f.torch, f.board)] if f.torch else []),
     ("apex", "apex", lambda f: [apex(f.apex)] if f.apex else []),
-    ("Jetson Linux", "board", lambda f: board(f.board)),
+    ("Jetson Linux", "jetson", _board),
     ("device", "device", lambda f: device(f.device, f.unknown.get("device"), f.nvml, f)),
     ("driver", "nvml", lambda f: driver(f.nvml, f.torch.cuda if f.torch else None, f.device)),
     ("CUDA", "torch", lambda f: libraries(f.torch, f.device) if f.torch else []),

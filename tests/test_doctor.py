@@ -20,6 +20,7 @@ from rich.console import Console
 
 from tcsweep import doctor, doctor_facts, doctor_rows
 from tcsweep.devices.apex import ApexFacts
+from tcsweep.devices.board import Board
 from tcsweep.doctor_facts import (
     Clock,
     DeviceFacts,
@@ -441,7 +442,7 @@ WITH_H100 = Nvml("580.159.04", "13.0", (NvmlGpu("NVIDIA H100", "GPU-3f5e", (), 0
             ],
         ),
         (
-            Facts(device=DeviceFacts(reason="torch 2.14.1 is built without CUDA"), board=ORIN),
+            Facts(device=DeviceFacts(reason="torch 2.14.1 is built without CUDA"), jetson=Board(ORIN)),
             [
                 Row(
                     "device",
@@ -574,19 +575,6 @@ def test_a_cpu_without_bfloat16_is_a_warning_where_a_sweep_takes_it(
 ) -> None:
     row = doctor_rows.cpu({"cpu_model": "a CPU", "cpu_features": features}, device)
     assert (row.status, row.found) == (status, said)
-
-
-def test_a_jetsons_release_and_power_mode_are_rows_and_an_unread_mode_a_warning() -> None:
-    assert doctor_rows.board({}) == []
-    assert doctor_rows.board(ORIN) == [
-        Row("Jetson Linux", "ok", "36.4.3 (JetPack 6)"),
-        Row("power mode", "ok", "15W (2)"),
-    ]
-    unread = doctor_rows.board({"l4t": "99.1.0", "jetpack": None, "power_mode": None})
-    assert [(row.status, row.found) for row in unread] == [
-        ("ok", "99.1.0"),
-        ("warn", "cannot be read: results will not say it"),
-    ]
 
 
 # surroundings

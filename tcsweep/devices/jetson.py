@@ -34,16 +34,22 @@ def facts(root: Path | None = None) -> dict[str, Any]:
 
 def state(root: Path) -> dict[str, Any]:
     """The fields that follow the power mode: its name and number, and the limits of the clocks in MHz."""
-    clock = next(gpu_clocks(root), None)
-    lowest, highest = (number(clock / f"{end}_freq") if clock else None for end in ("min", "max"))
+    gpu_mhz = gpu_range(root)
     cpus = [number(file) for file in root.glob("sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_max_freq")]
     return {
         "power_mode": power_mode(root),
-        "clocks_locked": None if lowest is None or highest is None else lowest == highest,
+        "clocks_locked": gpu_mhz and gpu_mhz[0] == gpu_mhz[1],
         "cpu_mhz_max": max((khz / 1e3 for khz in cpus if khz is not None), default=None),
-        "gpu_mhz_max": None if highest is None else highest / 1e6,
+        "gpu_mhz_max": gpu_mhz and gpu_mhz[1],
         "emc_mhz_max": _megahertz(number(root / "sys/kernel/nvpmodel_clk_cap/emc")),
     }
+
+
+def gpu_range(root: Path) -> tuple[float, float] | None:
+    """The lowest and the highest clock that the GPU may take now, in MHz; one value where jetson_clocks holds it."""
+    clock = next(gpu_clocks(root), None)
+    lowest, highest = (number(clock / f"{end}_freq") if clock else None for end in ("min", "max"))
+    return None if lowest is None or highest is None else (lowest / 1e6, highest / 1e6)
 
 
 def parse_release(text: str) -> dict[str, Any]:
