@@ -59,6 +59,7 @@ def measure(loaded: Sequence[Loaded], folder: Path, trial: Origin | None = None)
                     while_waiting=lambda: _prepare(target),
                     origin=origin,
                     baselines=loaded[0].baselines,
+                    check_fit=loaded[0].check_fit,
                 )
         finally:
             if not session.RESUMING:

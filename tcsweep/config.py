@@ -96,6 +96,7 @@ class Config:
     name: Optional[str] = None
     repeat: int = 1
     baseline: str = "sweep"
+    fit: str = "check"
     objective: str = "throughput_img_s"
     latency_ms_p50_max: Optional[float] = None
 
@@ -121,6 +122,7 @@ class Loaded:
     objective: Objective = OBJECTIVES["throughput_img_s"]
     latency_ms_p50_max: float | None = None  # over it a job gives back the worst value
     baselines: Path | None = None  # the folder of saved sweeps to take baselines from; None: they are measured
+    check_fit: bool = True  # whether a job that cannot fit into a board's memory is skipped
 
 
 def register() -> None:
@@ -175,6 +177,7 @@ def load(config: DictConfig) -> Loaded:
     tracking = Tracking(**values["tracking"])
     _check_tracking(tracking)
     _at_least("repeat", values["repeat"], 1, REPEATS_MAX)
+    _one_of("fit", values["fit"], ("check", "try"))
     bound = values["latency_ms_p50_max"]
     if bound is not None and not bound > 0:
         raise Mistake(f"latency_ms_p50_max={bound}: must be over 0 milliseconds")
@@ -190,6 +193,7 @@ def load(config: DictConfig) -> Loaded:
         objective=objective,
         latency_ms_p50_max=bound,
         baselines=_baselines(values["baseline"]),
+        check_fit=values["fit"] == "check",
     )
 
 

@@ -21,6 +21,7 @@ OVER_PEAK = 1.05  # of the datasheet's peak: the clock that it is told for may b
 UNION_OVER, UNION_UNDER = 1.05, 0.9  # kernels of an iteration over its timed device time
 HOST_KEEPS_UP = 0.95  # of a profiled iteration's span with a kernel running: then the host did not hold it back
 FOREIGN_LOAD = 0.05
+SWAPPED_MIB = 10.0
 DRIFT = 0.03
 SMALL_DRIFT = 0.01
 DENORMALS = 0.01  # of the numbers that operators got
@@ -206,6 +207,16 @@ def foreign_load(result: Result, derived: Figures) -> Reasons:
         yield f"others used {share:.0%} of the {what}{f' (by {source})' if source else ''}"
 
 
+def swapping(result: Result, derived: Figures) -> Reasons:
+    """A machine that moved memory to or from swap meanwhile: then that is what was timed. Not on a GPU with a memory of
+    its own."""
+    if _on_gpu(result) and not result.environment.shared_memory:
+        return
+    moved = max((r.host_state.swapped_mib or 0.0 for r in result.rounds if r.host_state), default=0.0)
+    if moved >= SWAPPED_MIB:
+        yield f"{moved:,.0f} MiB were swapped during the timed blocks"
+
+
 def drifting(result: Result, derived: Figures) -> Reasons:
     """Times that rise or fall over the timed blocks."""
     seen = drift(result.rounds)
@@ -247,6 +258,7 @@ SUSPICIONS: tuple[Callable[[Result, Figures], Reasons], ...] = (
     other_power_mode,
     clock_fell,
     foreign_load,
+    swapping,
     drifting,
 )
 

@@ -174,6 +174,7 @@ class Round:
     block_device_ms: tuple[float, ...] | None  # CUDA events at the same ends; None on a CPU
     latency_ms: tuple[float, ...]  # one batch in flight, synchronised
     peak_memory_mib: float | None  # of the device; on a CPU of the process
+    host_memory_mib: float | None = None  # the process's largest resident set
     reserved_memory_mib: float | None = None  # what torch's allocator held at the end, autotuning's leavings included
     warmed_up: bool = True  # False: the warm-up ended at its ceiling with a trend left
     converged: bool = True  # False: the time ran out before the round's own interval was narrow enough

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tcsweep import resume, store, stored
+from tcsweep import fit, resume, store, stored
 from tcsweep.devices import Resolved, jetson, nvpmodel
 from tcsweep.devices.reader import Absent, Reader
 from tcsweep.devices.root import board_root
@@ -134,11 +134,13 @@ def run(
     while_waiting: Callable[[], None] = lambda: None,
     origin: Origin = NOT_SAVED,
     baselines: Path | None = None,
+    check_fit: bool = True,
 ) -> Finished:
     """Measure the jobs into `folder`, claimed before; what an earlier try left there is gone on with. Raises Mistake,
     with nothing measured, where this machine can do none of them, or not as that try did. `while_waiting` is called
     once in a thread, and has ended before anything is measured. `baselines`: the folder of saved sweeps whose results
-    stand in for the baselines and references that would be added."""
+    stand in for the baselines and references that would be added. `check_fit`: skip what cannot fit a board.
+    """
     began = time.monotonic()
     server = Server()
     with signals_raise():
@@ -162,7 +164,7 @@ def run(
         else:
             sweep, saved = _begin(folder, planned, command, order_seed, name, server, origin), {}
         states = [State.of(p, saved.get(p.job.folder)) for p in planned]
-        runner = Runner(server, folder, sweep, states, progress)
+        runner = Runner(server, folder, sweep, states, progress, check_fit)
         interrupted = runner.run()
     outcomes = tuple(_outcome(s, interrupted is not None) for s in states)
     for outcome in outcomes:
@@ -287,9 +289,17 @@ def _save_configs(folder: Path, planned: Sequence[Planned]) -> None:
 class Runner:
     """Goes through the rounds. The only place with the sweep's moving state."""
 
-    def __init__(self, server: Server, folder: Path, sweep: Sweep, states: Sequence[State], progress: Progress) -> None:
+    def __init__(
+        self,
+        server: Server,
+        folder: Path,
+        sweep: Sweep,
+        states: Sequence[State],
+        progress: Progress,
+        check_fit: bool = True,
+    ) -> None:
         self._server, self._folder, self._sweep = server, folder, sweep
-        self._states, self._progress = states, progress
+        self._states, self._progress, self._check_fit = states, progress, check_fit
         self._by_planned = {s.planned.job: s for s in states}
         self._references = References(server, folder)
         self._readers: dict[str, Reader | Absent] = {}  # of what each GPU says of itself
@@ -350,10 +360,7 @@ class Runner:
                 environment = dataclasses.replace(state.planned.environment, **jetson.state(board_root()))
                 state.planned = dataclasses.replace(state.planned, environment=environment)
                 continue
-            self._progress.skipped(state.job.label, reason)
-            self._forget_rounds(state)
-            state.stopped = reason
-            store.save_outcome(self._folder, _outcome(state, False))
+            self._skip(state, reason)
         self._by_planned = {s.planned.job: s for s in self._states}
         return reason is None
 
@@ -394,7 +401,11 @@ class Runner:
 
     def _measure(self, states: Sequence[State], number: int) -> None:
         """One round of some jobs in a fresh process: of one, but for those that are to share it."""
-        requests = [self._request(state, number) for state in states]
+        asked = [(state, self._request(state, number)) for state in states]
+        fitting = [(state, request) for state, request in asked if not self._misfits(state, request)]
+        if not fitting:
+            return
+        states, requests = [state for state, _ in fitting], [request for _, request in fitting]
         asked_at, place, stages = time.monotonic(), 0, {}  # type: ignore[var-annotated]
         first, settings = states[0], states[0].job.measure
         self._progress.round_started(first.job.label, number, max(settings.rounds, number))
@@ -426,6 +437,22 @@ class Runner:
         if isinstance(value, Broken) or not together:
             for state in states[place:]:
                 self._keep(state, number, value, sampler, asked_at, stages)
+
+    def _misfits(self, state: State, request: RoundRequest) -> bool:
+        """Whether a job is refused before its first round, as one that would take the board down."""
+        if state.rounds or not self._check_fit or request.reference is None:
+            return False
+        reason = fit.misfit(state.job, state.planned.environment, request.reference.work, board_root())
+        if reason is not None:
+            self._skip(state, reason)
+        return reason is not None
+
+    def _skip(self, state: State, reason: str) -> None:
+        """A job that is not tried after all."""
+        self._progress.skipped(state.job.label, reason)
+        self._forget_rounds(state)
+        state.stopped = reason
+        store.save_outcome(self._folder, _outcome(state, False))
 
     def _request(self, state: State, number: int) -> RoundRequest:
         job, settings = state.job, state.job.measure

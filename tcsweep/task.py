@@ -152,7 +152,8 @@ def measure_round(request: RoundRequest, tell: Tell) -> Round:
         block_wall_ms=samples.block_wall_ms,
         block_device_ms=samples.block_device_ms,
         latency_ms=samples.latency_ms,
-        peak_memory_mib=_peak_memory_mib(on_gpu),
+        peak_memory_mib=torch.cuda.max_memory_allocated() / 2**20 if on_gpu else _host_memory_mib(),
+        host_memory_mib=_host_memory_mib(),
         reserved_memory_mib=torch.cuda.memory_reserved() / 2**20 if on_gpu else None,
         warmed_up=samples.warmed_up,
         converged=samples.converged,
@@ -251,9 +252,7 @@ def _teller(tell: Tell) -> Callable[[str, float, float | None], None]:
     return pass_on
 
 
-def _peak_memory_mib(on_gpu: bool) -> float:
-    """Of the timed phases on a GPU (allocated by torch); of the whole process on a CPU."""
-    if on_gpu:
-        return torch.cuda.max_memory_allocated() / 2**20
+def _host_memory_mib() -> float:
+    """The largest resident set that this process has had."""
     unit = 1 if platform.system() == "Darwin" else 1024  # getrusage counts bytes there, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20

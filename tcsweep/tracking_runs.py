@@ -283,7 +283,7 @@ def _metrics(row: Row) -> dict[str, float]:
 EVIDENCE_METRICS = (
     *("tensor_core_time_fraction", "unknown_time_fraction", "gpu_busy_fraction", "achieved_tflop_s", "peak_tflop_s"),
     *("layerwise_roof_img_s", "roof_fraction", "relative_error", "sm_mhz", "power_w", "temperature_c"),
-    "throughput_img_s_w",
+    *("throughput_img_s_w", "board_memory_mib"),
 )
 
 

@@ -162,3 +162,14 @@ def test_a_watch_costs_less_than_a_tenth_of_a_second() -> None:
     began = time.process_time()
     watch()()
     assert time.process_time() - began < 0.1
+
+
+def test_what_moved_to_and_from_swap_meanwhile_is_counted_in_mib(tmp_path: Path) -> None:
+    vmstat = tmp_path / "proc/vmstat"
+    vmstat.parent.mkdir(parents=True)
+    vmstat.write_text("nr_free_pages 7\npswpin 100\npswpout 256\n")
+    state = watch(root=tmp_path)
+    vmstat.write_text("nr_free_pages 7\npswpin 356\npswpout 512\n")
+    assert state().swapped_mib == 512 * os.sysconf("SC_PAGE_SIZE") / 2**20
+    vmstat.write_text("nr_free_pages 7\n")
+    assert state().swapped_mib is None

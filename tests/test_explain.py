@@ -529,6 +529,18 @@ def test_others_on_the_cpu_count_where_the_cpu_was_measured(share: float | None,
     assert suspicions(in_round(clean(), 3, **busy)) == ()
 
 
+@pytest.mark.parametrize(("moved", "reasons"), [(None, ()), (9.9, ()), (312.0, ("312 MiB were swapped",))])
+def test_swapping_counts_where_the_job_is_in_the_memory_that_is_swapped(
+    moved: float | None, reasons: tuple[str, ...]
+) -> None:
+    busy = {"host_state": HostState(swapped_mib=moved)}
+    said = tuple(f"{reason} during the timed blocks" for reason in reasons)
+    assert suspicions(in_round(on_cpu(), 3, **busy)) == said
+    assert suspicions(in_round(clean(), 3, **busy)) == ()
+    board = dataclasses.replace(clean(), environment=dataclasses.replace(clean().environment, shared_memory=True))
+    assert suspicions(in_round(board, 3, **busy)) == said
+
+
 def rising(change: float, noise: float = 0.001) -> Result:
     """Block times that rise by so much in every round."""
     walls = tuple(80.0 * (1 + change * n / 19) * (1 + noise * (1, -1, -1, 1)[n % 4]) for n in range(20))

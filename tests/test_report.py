@@ -386,7 +386,7 @@ def test_the_csv_has_a_line_a_job_with_exact_values(tmp_path: Path) -> None:
         "folder": fast.job.folder,
         **dict.fromkeys(("dtypes", *SEEN, "energy_j_per_img"), ""),
         "isolation": "process",
-        **dict.fromkeys(("power", "power_mode", "throughput_img_s_w"), ""),
+        **dict.fromkeys(("power", "power_mode", "throughput_img_s_w", "power_of", "board_memory_mib"), ""),
         "verdicts": "unverified wide",
     }
 

@@ -72,14 +72,14 @@ def request(job: Job = JOB, number: int = 1, hint: Hint | None = HINT) -> RoundR
 def shape(one: Round) -> dict[str, Any]:
     """A round without its times: how many there are of each, and whether they can be true."""
     facts = {f.name: getattr(one, f.name) for f in dataclasses.fields(one)}
-    times = (*one.block_wall_ms, *one.latency_ms, one.worker_s, one.peak_memory_mib or 0)
+    times = (*one.block_wall_ms, *one.latency_ms, one.worker_s, one.peak_memory_mib or 0, one.host_memory_mib or 0)
     facts["positive"] = all(t > 0 for t in times)
     facts["stage_s"] = sorted(one.stage_s, key=STAGES.index)
     facts["timed"] = 0 < one.timed_from < one.timed_until
     facts["switches"] = one.arithmetic_before == one.arithmetic_after
     facts["host"] = one.host_state.affinity
     facts |= {"block_wall_ms": len(one.block_wall_ms), "latency_ms": len(one.latency_ms) >= 4}
-    for name in ("started_at", "worker_s", "peak_memory_mib", "warmed_up", "converged", *SINCE):
+    for name in ("started_at", "worker_s", "peak_memory_mib", "host_memory_mib", "warmed_up", "converged", *SINCE):
         del facts[name]
     return facts
 
@@ -95,6 +95,7 @@ SHAPE = {
     "block_device_ms": None,
     "latency_ms": True,
     "reserved_memory_mib": None,
+    "power_mode": None,
     "amp_backend": None,
     "amp_version": None,
     "half_dtype": None,

@@ -199,6 +199,7 @@ class HostState:
     throttled: int | None = None  # periods in which the control group ran out of its quota, during the timed blocks
     load_1m: float | None = None  # the system's load average at their end
     foreign_load: float | None = None  # share of all CPUs that other processes used meanwhile
+    swapped_mib: float | None = None  # moved to or from swap meanwhile, by anyone
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ class Seen:
     power_w: float | None = None
     throughput_img_s_w: float | None = None  # images a second and watt: images a joule
     temperature_c: float | None = None
+    board_memory_mib: float | None = None  # peak of host and GPU together, where they share one memory
 
 
 def seen(result: Result, derived: Figures) -> Seen:
@@ -47,6 +48,7 @@ def seen(result: Result, derived: Figures) -> Seen:
         "power_w": _median([s.power_w for s in samples]),
         "throughput_img_s_w": _per_watt(result, derived, [s.power_w for s in samples]),
         "temperature_c": _median([s.temperature_c for s in samples]),
+        "board_memory_mib": _board_memory_mib(result),
     }
     if evidence is None:
         return Seen(**state)
@@ -66,6 +68,14 @@ def seen(result: Result, derived: Figures) -> Seen:
         relative_error=evidence.numerics.relative_error,
         **state,
     )
+
+
+def _board_memory_mib(result: Result) -> float | None:
+    """What torch's allocator held of the GPU is not in the process's resident set on a Jetson."""
+    if not result.environment.shared_memory:
+        return None
+    told = [r.host_memory_mib + (r.reserved_memory_mib or 0.0) for r in result.rounds if r.host_memory_mib is not None]
+    return max(told, default=None)
 
 
 def _per_watt(result: Result, derived: Figures, power_w: Sequence[float | None]) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,9 +34,11 @@ def watch(threads: int | None = None, root: Path = Path("/")) -> Callable[[], Ho
     `threads` are torch's. A figure that cannot be read is None; nothing is raised. The two calls scan /proc, which
     takes milliseconds: keep them out of what is timed."""
     ticks_before, throttled_before = _tried(ticks, root), _tried(throttled, root)
+    swapped_before = _tried(swapped_mib, root)
 
     def state() -> HostState:
         ticks_after, throttled_after = _tried(ticks, root), _tried(throttled, root)
+        swapped_after = _tried(swapped_mib, root)
         return HostState(
             cpu_quota=_tried(cpu_quota, root),
             affinity=_tried(affinity, root),
@@ -43,6 +46,7 @@ def watch(threads: int | None = None, root: Path = Path("/")) -> Callable[[], Ho
             throttled=throttled_since(throttled_before, throttled_after),
             load_1m=_tried(load_1m, root),
             foreign_load=foreign_load(ticks_before, ticks_after),
+            swapped_mib=None if swapped_before is None or swapped_after is None else swapped_after - swapped_before,
         )
 
     return state
@@ -114,6 +118,13 @@ def throttled(root: Path) -> dict[str, int]:
     return found
 
 
+def swapped_mib(root: Path) -> float:
+    """MiB moved to and from swap since the start, by all processes. Raises where the kernel does not count it."""
+    counts = dict(line.split() for line in (root / "proc/vmstat").read_text().splitlines())
+    pages = sum(int(counts[name]) for name in ("pswpin", "pswpout"))
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
 def cpu_quota(root: Path) -> float | None:
     """CPUs that the control groups allow; None: no limit."""
     return quota(root, _cgroup(root))
@@ -140,5 +151,5 @@ def _cgroup(root: Path) -> str:
 def _tried(read: Callable[[Path], T], root: Path) -> T | None:
     try:
         return read(root)
-    except (OSError, ValueError, IndexError):
+    except (OSError, ValueError, LookupError):
         return None

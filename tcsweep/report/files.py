@@ -102,6 +102,8 @@ COLUMNS: dict[str, Callable[[Row], Any]] = {
     "power": _job("power"),
     "power_mode": lambda row: row.outcome.environment.power_mode,
     "throughput_img_s_w": _seen("throughput_img_s_w"),
+    "power_of": lambda row: next((r.device_state.power_of for r in row.outcome.rounds if r.device_state), None),
+    "board_memory_mib": _seen("board_memory_mib"),
     "verdicts": lambda row: " ".join(v.name for v in row.verdicts) or None,
 }
 
