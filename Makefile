@@ -10,7 +10,7 @@ COMPILE = $(BIN)/uv pip compile --universal --python-version 3.10 --generate-has
 ARGS ?= -m precision=o0,o1,o2,o3,fp32 batch=1,8,32
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: sweep test check audit sbom ui format requirements install clean help
+.PHONY: sweep test check resolve audit sbom ui format requirements install clean help
 
 sweep: $(BIN)/.ready  ## the main job, on whatever device there is; ARGS="..." for another sweep
 	$(BIN)/python -m tcsweep $(ARGS)
@@ -21,8 +21,16 @@ test: $(BIN)/.ready  ## lint, types and tests
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
-check: $(CHECK)/.ready test audit sbom  ## what `make test` does, known vulnerabilities, an SBOM, and the wheel built
+check: $(CHECK)/.ready test resolve audit sbom  ## what `make test` does, 64-bit Arm, known vulnerabilities, an SBOM, the wheel
 	$(BIN)/uv build --wheel --quiet --no-build-isolation --python $(BIN)/python --out-dir dist
+
+# A Jetson is 64-bit Arm: every package needs a wheel there, but antlr4, which is Python only and has none at all.
+resolve: $(BIN)/.uv  ## ask the index for the requirements on 64-bit Arm, Python 3.10 and 3.12
+	@for python in 3.10 3.12; do for file in requirements.txt requirements-image.txt; do \
+		$(BIN)/uv pip compile --quiet --python-platform aarch64-manylinux_2_28 --python-version $$python \
+			--only-binary :all: --no-binary antlr4-python3-runtime $$file --output-file /dev/null || exit 1; \
+		echo "$$file resolves for 64-bit Arm, Python $$python"; \
+	done; done
 
 audit: $(CHECK)/.ready  ## known vulnerabilities in the requirements; CI_AUDIT=1: fail where that can't be told
 	$(CHECK)/bin/python scripts/audit.py requirements.txt requirements-image.txt

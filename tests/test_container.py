@@ -193,6 +193,34 @@ def test_the_install_step_with_pip_mends_what_is_missing_or_too_old(
     assert image.files() == before
 
 
+def an_apex(folder: Path, amp: bool) -> Path:
+    """The source of a package as NVIDIA's is, with or without apex.amp."""
+    (folder / "apex/amp").mkdir(parents=True)
+    (folder / "apex/__init__.py").write_text("from . import amp\n" if amp else "")
+    (folder / "apex/amp/__init__.py").write_text("")
+    if amp:
+        (folder / "apex/amp/frontend.py").write_text("def initialize(): ...\n")
+    (folder / "pyproject.toml").write_text(
+        '[build-system]\nrequires = ["hatchling"]\nbuild-backend = "hatchling.build"\n'
+        '[project]\nname = "apex"\nversion = "0.1"\n'
+    )
+    return folder
+
+
+def test_an_apex_with_amp_is_added_on_request_and_one_without_is_an_error(installed: Installed, tmp_path: Path) -> None:
+    image, before, _ = installed
+    done = image.install("--uv", UV, "--apex", an_apex(tmp_path / "new", amp=False))
+    assert done.returncode == 1
+    assert "has no apex.amp: 25.05 is the last tag that has it" in done.stderr
+    subprocess.run([UV, "pip", "uninstall", "--quiet", "--python", image.python, "apex"], check=True)
+    done = image.install("--uv", UV, "--apex", an_apex(tmp_path / "old", amp=True))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "amp backend of this image: apex.amp (NVIDIA's apex" in done.stdout
+    assert "apex: this image has its own" in image.install("--uv", UV, "--apex", "25.05").stdout
+    subprocess.run([UV, "pip", "uninstall", "--quiet", "--python", image.python, "apex"], check=True)
+    assert image.files() == before
+
+
 def test_an_image_with_a_torch_that_is_too_old_is_refused_and_keeps_it(
     installed: Installed,
 ) -> None:
