@@ -61,6 +61,7 @@ def test_every_figure_of_a_job_on_a_gpu() -> None:
         relative_error=1e-6,
         sm_mhz=1903.0,
         power_w=503.0,
+        throughput_img_s_w=pytest.approx(1000 / 503, rel=1e-4),
         temperature_c=63.0,
     )
     assert got.layerwise_roof_img_s == pytest.approx(1 / seconds)

@@ -251,7 +251,7 @@ def test_a_password_with_odd_characters_is_nowhere_after_a_sweep(
     from urllib.parse import quote
 
     words = ["-m", "precision=fp32", *SMALL, *FAST]
-    words += [] if answers else ["batch=100000000"]
+    words += [] if answers else ["batch=100000000", "fit=try"]
     seen = []
 
     def note(handler: Any, n: int) -> None:

@@ -131,6 +131,7 @@ def test_a_failed_trial_does_not_end_the_search(tmp_path: Path, here: Here) -> N
     words = [
         "+experiment=fastest_batch",
         "batch=1,1000000000",
+        "fit=try",
         *FACTS,
         "hydra.sweeper.n_trials=4",
         "latency_ms_p50_max=1000",
