@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from tcsweep.engines import eager
+from tcsweep.engines import cudagraph, eager
 from tcsweep.job import Environment
 
 if TYPE_CHECKING:
@@ -37,4 +37,7 @@ class Engine:
     missing: Callable[[Environment], str | None]
 
 
-ENGINES: dict[str, Engine] = {"eager": Engine("eager", eager.build, eager.observed, eager.missing)}
+ENGINES: dict[str, Engine] = {
+    "eager": Engine("eager", eager.build, eager.observed, eager.missing),
+    "cudagraph": Engine("cudagraph", cudagraph.build, cudagraph.observed, cudagraph.missing),
+}
