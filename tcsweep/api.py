@@ -53,6 +53,20 @@ class Results:
         return pd.DataFrame(found, columns=["job", "verdict", "reasons", "advice"])
 
     @property
+    def causes(self) -> pd.DataFrame:
+        """A line a cause, what removing gains most first: job, cause, text with its figures, the gain, the advice."""
+        import pandas as pd
+
+        from tcsweep.why import explain
+
+        found = [
+            (row.job.label, cause.name, cause.text, cause.gain_text, cause.advice)
+            for row in self.rows
+            for cause in explain(row, self.rows)
+        ]
+        return pd.DataFrame(found, columns=["job", "cause", "text", "gain", "advice"])
+
+    @property
     def picture(self) -> Path:
         """throughput.png in the sweep's folder."""
         from tcsweep.report.plot import PICTURE

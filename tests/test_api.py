@@ -49,6 +49,11 @@ def test_every_verdict_is_a_line_with_its_reasons(measured: Results) -> None:
     assert list(zip(measured.verdicts["job"], measured.verdicts["verdict"])) == expected
 
 
+def test_every_cause_is_a_line_with_its_gain(measured: Results) -> None:
+    assert list(measured.causes.columns) == ["job", "cause", "text", "gain", "advice"]
+    assert set(measured.causes["job"]) <= {row.job.label for row in measured.rows}
+
+
 def test_saved_results_are_found_by_folder_or_as_the_newest_below_one(measured: Results, tmp_path: Path) -> None:
     above = measured.folder.parents[1]
     assert load_results(measured.folder).frame.equals(load_results(above).frame)
@@ -86,7 +91,7 @@ def test_the_notebook_runs_from_top_to_bottom_on_a_small_model(tmp_path: Path, m
     done = NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(tmp_path)}}).execute()
     shown = [kind for cell in done.cells for output in cell.get("outputs", ()) for kind in output.get("data", ())]
     assert shown.count("image/png") == 2  # the sweep's picture, and the plot
-    assert shown.count("text/html") == 2  # the frame, and the verdicts
+    assert shown.count("text/html") == 3  # the frame, the causes, the verdicts
     printed = "".join(o.text for c in done.cells for o in c.get("outputs", ()) if o.output_type == "stream")
     assert printed.count("baseline") >= 2
     assert list(tmp_path.glob("outputs/*/*/summary.csv"))

@@ -397,11 +397,11 @@ def test_without_counted_work_or_a_known_peak_nothing_is_over_it(changes: dict[s
         ("fp32", None, "1e-04"),
         ("o0", None, "1e-04"),
         ("tf32", None, "5e-03"),
-        ("fp16", "float16", "5e-03"),
+        ("fp16", "float16", "1e-02"),
         ("bf16", "bfloat16", "3e-02"),
-        ("o1", "float16", "5e-03"),
+        ("o1", "float16", "1e-02"),
         ("o2", "bfloat16", "3e-02"),
-        ("o3", "float16", "5e-03"),
+        ("o3", "float16", "1e-02"),
     ],
 )
 def test_an_error_is_suspect_over_its_precisions_limit_and_not_at_it(

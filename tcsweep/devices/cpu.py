@@ -16,6 +16,9 @@ DECISIVE = (
     "asimd", "asimdhp", "fphp", "bf16", "i8mm", "sve",
 )  # fmt: skip
 
+# As Linux names them in /proc/cpuinfo ("flags" on x86, "Features" on Arm; arch/*/kernel/cpu*).
+BFLOAT16_INSTRUCTIONS = frozenset({"avx512_bf16", "amx_bf16", "bf16", "svebf16"})
+
 
 def facts() -> dict[str, Any]:
     """Environment fields: cpu_model, cpu_features, memory_mib."""

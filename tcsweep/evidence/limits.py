@@ -6,12 +6,13 @@ from tcsweep.job import O_LEVELS
 
 # Relative norm error. Observed at 224 pixels on calibrated random weights of resnet50, efficientnet_b0, densenet121,
 # mobilenet_v3_large, vgg16, vit_b_16 and convnext_tiny on a CPU: float32 in another layout up to 8e-7, bfloat16 1.5e-2;
-# float16 up to 1.3e-3 on the four of batch norm. TF32 keeps as many bits of a product's operands as float16 does.
+# float16 up to 1.3e-3 on the four of batch norm, and 6.5e-3 on mobilenet_v2 (on an H100). TF32 keeps as many bits of a
+# product's operands as float16 does.
 LIMITS: dict[str, float] = {
     "fp32": 1e-4,
     "o0": 1e-4,
     "tf32": 5e-3,
-    "fp16": 5e-3,
+    "fp16": 1e-2,
     "bf16": 3e-2,
     "int8": 1e-1,
     "fp8": 1e-1,

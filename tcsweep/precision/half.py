@@ -8,11 +8,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from tcsweep.devices.cpu import parse_flags
+from tcsweep.devices.cpu import BFLOAT16_INSTRUCTIONS, parse_flags
 from tcsweep.precision import TF32_CAPABILITY, Prepared
 
-# As Linux names them in /proc/cpuinfo ("flags" on x86, "Features" on Arm; arch/*/kernel/cpu*).
-BFLOAT16_INSTRUCTIONS = frozenset({"avx512_bf16", "amx_bf16", "bf16", "svebf16"})
 # Values of ONEDNN_MAX_CPU_ISA under which oneDNN may not use them (oneDNN guide, "CPU Dispatcher Control").
 ISA_WITHOUT_BFLOAT16 = frozenset(
     {"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI"}
