@@ -160,7 +160,19 @@ def _audit(arguments: list[str]) -> int:
     return audit.main(arguments)
 
 
-COMMANDS: dict[str, Callable[[list[str]], int]] = {"sync": _sync, "ui": _ui, "doctor": _doctor, "audit": _audit}
+def _compare(arguments: list[str]) -> int:
+    from tcsweep.compare import main
+
+    return main(arguments)
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "sync": _sync,
+    "ui": _ui,
+    "doctor": _doctor,
+    "audit": _audit,
+    "compare": _compare,
+}
 
 if __name__ == "__main__":
     main()
