@@ -344,9 +344,14 @@ def lines(rows: Sequence[Row], width: int = 80) -> list[str]:
             if cause.name in SAID and gain >= found.get(cause.name, (-1.0, ""))[0]:
                 found[cause.name] = (gain, _line(row.job, cause, models > 1))
     ranked = [line for _, line in sorted(found.values(), key=lambda pair: -pair[0])][:CAUSES]
-    while sum(-(-len(line) // width) for line in ranked) > LINES:
+    while height(ranked, width) > LINES:
         ranked.pop()
     return ranked
+
+
+def height(lines: Sequence[str], width: int) -> int:
+    """The lines that these take in a terminal, at the least."""
+    return sum(-(-len(line) // width) for line in lines)
 
 
 def _line(job: Job, cause: Cause, with_model: bool) -> str:

@@ -12,7 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from tcsweep import why
+from tcsweep import published, why
 from tcsweep.explain import SUSPECT, Verdict
 from tcsweep.job import Failure, Job, Skipped, Sweep
 from tcsweep.report.frame import ONCE, closing, failure_words, failures, footnotes, heading, suspicions
@@ -137,6 +137,8 @@ def _render(sweep: Sweep, rows: list[Row], console: Console) -> None:
     if single and any(c.name == TOTAL for c in layout.columns):
         console.print(Text("total speed-up: over fp32, nchw, eager of the same batch", style="dim"))
     told = why.lines(rows, console.width)
+    if (gap := published.line(rows)) and why.height([*told, gap], console.width) <= why.LINES:
+        told.append(gap)
     for line in told:
         console.print(line, highlight=False, markup=False)
     if told:
