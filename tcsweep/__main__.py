@@ -160,6 +160,19 @@ def _audit(arguments: list[str]) -> int:
     return audit.main(arguments)
 
 
+def _report(arguments: list[str]) -> int:
+    """The report of a saved sweep, made again."""
+    from tcsweep.api import load_results
+    from tcsweep.report import page, write
+
+    if len(arguments) != 1 or arguments[0].startswith("-"):
+        raise Mistake("report takes a sweep's folder: python -m tcsweep report FOLDER")
+    folder = load_results(arguments[0]).folder
+    write(folder)
+    print(folder / page.HTML)
+    return 0
+
+
 def _compare(arguments: list[str]) -> int:
     from tcsweep.compare import main
 
@@ -172,6 +185,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "doctor": _doctor,
     "audit": _audit,
     "compare": _compare,
+    "report": _report,
 }
 
 if __name__ == "__main__":

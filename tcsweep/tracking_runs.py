@@ -190,7 +190,7 @@ def parent_run(whole: Whole, folder: Path, links: str = "", run_id: str | None =
         started_at=sweep.started_at,
         ended_at=sweep.ended_at or max(ended, default=sweep.started_at),
         tags=_tags(sweep, tags),
-        files=_files(folder, SWEEP, "summary.csv", "*.png", "config.yaml"),
+        files=_files(folder, SWEEP, "summary.csv", "*.png", "report.*", "config.yaml"),
     )
 
 

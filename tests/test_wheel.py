@@ -147,7 +147,7 @@ def test_a_folder_with_odd_signs_gets_the_results_a_store_that_opens_and_its_art
     found = _run([str(installed.python), str(tmp_path / "read.py")], folder).stdout.splitlines()
     assert sorted(found) == [
         "['config.yaml', 'result.json', 'samples.csv']",
-        "['summary.csv', 'sweep.json', 'throughput.png']",
+        "['report.html', 'report.md', 'summary.csv', 'sweep.json', 'throughput.png']",
     ]
 
 
