@@ -254,8 +254,11 @@ def _roofline(axis: Any, rows: Sequence[Row]) -> bool:
         axis.annotate(
             f"{row.job.precision} b{row.job.batch}", (x, y), fontsize=7, xytext=(4, 2), textcoords="offset points"
         )
+    from matplotlib.ticker import NullFormatter
+
     axis.set_xscale("log")
     axis.set_yscale("log")
+    axis.xaxis.set_minor_formatter(NullFormatter())
     axis.set_xlabel("arithmetic intensity (FLOP a byte)")
     axis.set_ylabel("TFLOP/s")
     return True
