@@ -54,6 +54,16 @@ def test_a_real_gpu_sweep_has_every_saved_figure_and_fetches_nothing(tmp_path: P
     assert text.count("data:image/png") == 1  # latency and roofline; the sweep's own picture is not there
 
 
+def test_where_the_time_went_is_told_for_the_best_job_and_is_the_whole() -> None:
+    name, parts = page.where(SWEEPS["r50"])
+    assert name == "resnet50 fp16, batch 128, nhwc, cudagraph"
+    text = page.html(sweep_of(*(row.outcome for row in SWEEPS["r50"])), SWEEPS["r50"], Path("nowhere"))
+    assert "Where the time went" in text
+    assert "4.74x" in text.partition('<th scope="row">all</th>')[2].partition("</tr>")[0]
+    assert parts[0].kind == "convolution/GEMM"
+    assert page.where(speedup.rows(published())) == ("", ())
+
+
 def test_the_answer_comes_first_with_what_holds_the_best_job_back() -> None:
     best, held, gap = page.answer(SWEEPS["r50"])
     assert best == (

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tcsweep import published
+from tcsweep.attribution import Part, attribution
 from tcsweep.explain import SUSPECT
 from tcsweep.job import Environment, Failure, Measure, Skipped, Sweep
 from tcsweep.report.plot import PICTURE, _matplotlib
@@ -117,6 +118,15 @@ def findings(rows: Sequence[Row]) -> list[tuple[str, list[str], list[str]]]:
     return [one for one in found if one[1] or one[2]]
 
 
+def where(rows: Sequence[Row]) -> tuple[str, tuple[Part, ...]]:
+    """Where the time of the best explained job went against its fp32: its name, and the parts."""
+    able = [r for r in rows if r.outcome.role == "asked" and r.figures is not None]
+    for row in sorted(able, key=lambda row: -row.figures.throughput_img_s if row.figures else 0.0):
+        if parts := attribution(row, rows):
+            return _name(row), parts
+    return "", ()
+
+
 def environment(sweep: Sweep, rows: Sequence[Row]) -> list[tuple[str, str]]:
     """The fields that are known, of the first job's."""
     one = rows[0].outcome.environment if rows else sweep.environment
@@ -154,6 +164,7 @@ def html(sweep: Sweep, rows: Sequence[Row], folder: Path) -> str:
         lines=table(rows),
         pictures=pictures,
         findings=findings(rows),
+        where=where(rows),
         environment=environment(sweep, rows),
         settings=settings(rows),
         command=sweep.command,
