@@ -26,7 +26,7 @@ from .test_sweep import FakeServer, jobs, rate_of, server
 
 __all__ = ["server"]  # the fixture: sweeps here measure nothing unless they are started as a process
 
-KILLS = int(os.environ.get("TCSWEEP_TEST_KILLS", "3"))
+KILLS = int(os.environ.get("TCSWEEP_TEST_KILLS", "2"))
 
 
 def begin(folder: Path, *words: str) -> Path:

@@ -23,7 +23,7 @@ __all__ = ["here"]
 
 OPTUNA = importlib.util.find_spec("hydra_plugins.hydra_optuna_sweeper") is not None
 needs_optuna = pytest.mark.skipif(not OPTUNA, reason="hydra-optuna-sweeper is not installed")
-EIGHT = "batch=1,2,4,8,16,32,64,128"
+SIX = "batch=1,4,16,32,64,128"
 FACTS = ["tracking=none", *SMALL, *FAST]
 
 
@@ -42,7 +42,7 @@ def test_a_search_ends_within_5_percent_of_the_best_of_a_grid(tmp_path: Path) ->
     shares = []
     for number in range(4):
         searched, grid = tmp_path / f"search{number}", tmp_path / f"grid{number}"
-        words = [EIGHT, *SMALL, "tracking=none", "measure.timed_s_min=0.2", "measure.timed_s_max=0.4"]
+        words = [SIX, *SMALL, "tracking=none", "measure.timed_s_min=0.2", "measure.timed_s_max=0.4"]
         for folder, more in ((searched, ["+experiment=fastest_batch", "latency_ms_p50_max=1000"]), (grid, ["-m"])):
             folder.mkdir()
             done = tcsweep(folder, *more, *words)
@@ -53,7 +53,7 @@ def test_a_search_ends_within_5_percent_of_the_best_of_a_grid(tmp_path: Path) ->
                 found = re.search(r"^Best: batch.size=(\d+): throughput_img_s ", done.stdout, re.MULTILINE)
                 assert found, done.stdout
                 assert measured[int(found[1])] == max(measured.values())
-                assert len(measured) == len(list(searched.rglob("result.json"))) == 8  # none of them twice
+                assert len(measured) == len(list(searched.rglob("result.json"))) == 6  # none of them twice
         shares.append(best[int(found[1])] / max(best.values()))
         if shares[-1] >= 0.95:
             return

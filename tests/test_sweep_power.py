@@ -25,7 +25,7 @@ from .test_main import FAST, SMALL, environment, tcsweep
 from .test_sweep import FakeServer, jobs, rate_of, run, server  # noqa: F401  (a fixture)
 
 # Long enough for the board's sensors, which are read five times a second.
-SECONDS = ["measure.timed_s_min=1", "measure.timed_s_max=1", "measure.warmup_s_max=0.2", "measure.latency_s_max=0"]
+SECONDS = ["measure.timed_s_min=0.7", "measure.timed_s_max=0.7", "measure.warmup_s_max=0.2", "measure.latency_s_max=0"]
 
 
 @pytest.fixture
