@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tcsweep.evidence.facts import Kernels
 from tcsweep.explain import SUSPECT
 from tcsweep.job import Result
 from tcsweep.speedup import Row
@@ -49,16 +48,11 @@ def attribution(row: Row, rows: Sequence[Row]) -> tuple[Part, ...]:
 def _parts(row: Row) -> dict[str, float]:
     """Milliseconds of one iteration by kind. Kernels that overlap share the time in which any of them ran, and what is
     left of the iteration the GPU waited."""
-    kernels = _kernels(row)
-    if kernels is None or not kernels.kernels or row.figures is None or row.verdict == SUSPECT:
+    evidence = row.outcome.evidence if isinstance(row.outcome, Result) else None
+    if evidence is None or not evidence.kernels.kernels or row.figures is None or row.verdict == SUSPECT:
         return {}
+    kernels = evidence.kernels
     iteration_ms = row.job.batch / row.figures.throughput_img_s * 1e3
     running_ms = min(kernels.union_ms or kernels.device_ms, iteration_ms)
     found = {kind: ms * running_ms / kernels.device_ms for kind, ms in kernels.ms_by_kind.items()}
     return {**found, WAITING: iteration_ms - running_ms}
-
-
-def _kernels(row: Row) -> Kernels | None:
-    if not isinstance(row.outcome, Result):
-        return None
-    return next((r.evidence.kernels for r in row.outcome.rounds if r.evidence is not None), None)

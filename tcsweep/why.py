@@ -106,7 +106,7 @@ def explain(row: Row, rows: Sequence[Row]) -> tuple[Cause, ...]:
     result = row.outcome
     if not isinstance(result, Result) or row.figures is None or row.verdict == SUSPECT:
         return ()
-    evidence = _evidence(result)
+    evidence = result.evidence
     if evidence is None:
         return (Cause("not explained", "what ran was not observed: measure it again with this version"),)
     measured = tuple(r for r in rows if r.figures is not None)
@@ -124,10 +124,6 @@ def explain(row: Row, rows: Sequence[Row]) -> tuple[Cause, ...]:
 
 def _baseline(job: Job) -> Job:
     return dataclasses.replace(job.cell, repeat=0)
-
-
-def _evidence(result: Result) -> Evidence | None:
-    return next((r.evidence for r in result.rounds if r.evidence is not None), None)
 
 
 # --- on a GPU, from kernels ---
@@ -194,7 +190,7 @@ def elementwise_bound(case: Case) -> Cause | None:
 
 def _gained(case: Case) -> tuple[float, float] | None:
     """How many times as fast as in the baseline: what moves data, what multiplies."""
-    other = _evidence(case.baseline) if case.baseline else None
+    other = case.baseline.evidence if case.baseline else None
     if other is None or not other.kernels.kernels:
         return None
     before = other.kernels.ms_by_kind

@@ -14,7 +14,7 @@ from typing import Any
 from tcsweep import published
 from tcsweep.attribution import Part, attribution
 from tcsweep.explain import SUSPECT
-from tcsweep.job import Environment, Failure, Measure, Skipped, Sweep
+from tcsweep.job import Environment, Failure, Measure, Result, Skipped, Sweep
 from tcsweep.report.plot import PICTURE, _matplotlib
 from tcsweep.report.words import COLOURS, OTHER_COLOUR, device_title, number, one_line, times
 from tcsweep.speedup import Row
@@ -250,8 +250,8 @@ def _roofline(axis: Any, rows: Sequence[Row]) -> bool:
     points = [(row, point) for row in rows if (point := _point(row)) is not None]
     if not points:
         return False
-    evidence = next(r.evidence for r in points[0][0].outcome.rounds if r.evidence is not None)
-    rates = evidence.rates
+    first = points[0][0].outcome
+    rates = first.evidence.rates if isinstance(first, Result) and first.evidence else {}
     copy = rates.get("copy")
     least, most = (f(x for _, (x, _) in points) for f in (min, max))
     ends = [least / 3, most * 3]
@@ -276,7 +276,7 @@ def _roofline(axis: Any, rows: Sequence[Row]) -> bool:
 
 
 def _point(row: Row) -> tuple[float, float] | None:
-    evidence = next((r.evidence for r in row.outcome.rounds if r.evidence is not None), None)
+    evidence = row.outcome.evidence if isinstance(row.outcome, Result) else None
     if evidence is None or row.seen is None or not row.seen.achieved_tflop_s or not evidence.work.layers:
         return None
     size = 2 if row.job.precision in ("fp16", "bf16", "o1", "o2", "o3") else 4
