@@ -153,7 +153,8 @@ def test_a_real_sweep_of_two_modes_has_both_in_its_rows_with_throughput_per_watt
     assert (boards.switches(board), current(board)) == (["2", "0"], Mode(0, "MAXN"))
 
 
-def test_sigterm_during_a_sweep_in_another_mode_goes_back_to_the_one_found(tmp_path: Path, board: Path) -> None:
+def measuring_in_30w(tmp_path: Path, board: Path) -> subprocess.Popen[str]:
+    """A sweep that has switched the board to another mode, and goes on there."""
     long = ["batch=1", "measure.timed_s_min=20", "measure.timed_s_max=20", "tracking=none"]
     running = subprocess.Popen(
         [sys.executable, "-m", "tcsweep", "power=30w", *SMALL, *long],
@@ -168,6 +169,11 @@ def test_sigterm_during_a_sweep_in_another_mode_goes_back_to_the_one_found(tmp_p
     while current(board) != Mode(2, "MODE_30W") and time.monotonic() < until and running.poll() is None:
         time.sleep(0.05)
     assert current(board) == Mode(2, "MODE_30W")
+    return running
+
+
+def test_sigterm_during_a_sweep_in_another_mode_goes_back_to_the_one_found(tmp_path: Path, board: Path) -> None:
+    running = measuring_in_30w(tmp_path, board)
     time.sleep(1)
     os.killpg(running.pid, signal.SIGTERM)
     said = running.communicate(timeout=60)[0]
@@ -177,20 +183,9 @@ def test_sigterm_during_a_sweep_in_another_mode_goes_back_to_the_one_found(tmp_p
 
 
 def test_after_a_sweep_that_was_killed_outright_the_next_one_goes_back(tmp_path: Path, board: Path) -> None:
-    long = ["batch=1", "measure.timed_s_min=20", "measure.timed_s_max=20", "tracking=none"]
-    running = subprocess.Popen(
-        [sys.executable, "-m", "tcsweep", "power=30w", *SMALL, *long],
-        cwd=tmp_path,
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    until = time.monotonic() + 120
-    while current(board) != Mode(2, "MODE_30W") and time.monotonic() < until and running.poll() is None:
-        time.sleep(0.05)
+    running = measuring_in_30w(tmp_path, board)
     os.killpg(running.pid, signal.SIGKILL)
-    running.wait(timeout=60)
+    running.communicate(timeout=60)
     assert current(board) == Mode(2, "MODE_30W")
     done = tcsweep(tmp_path, "batch=1", *SMALL, *FAST, "tracking=none")
     assert done.returncode == 0, done.stderr
