@@ -13,6 +13,7 @@ from datetime import datetime, timezone
 from typing import Literal
 
 from tcsweep.devices.apex import ApexFacts
+from tcsweep.devices.tensor_cores import multiplied
 from tcsweep.doctor_facts import (
     VARIABLES,
     Clock,
@@ -43,10 +44,7 @@ TORCH_LEAST: Version = (2, 1)
 IMAGES = {"6": "nvcr.io/nvidia/pytorch:24.12-py3-igpu", "7": "nvcr.io/nvidia/pytorch:25.08-py3"}
 # Tegra: Nano, TX2, Xavier, Orin, Thor (11.0 since CUDA 13, 10.1 before). Code for other GPUs does not run there.
 TEGRA = {(5, 3), (6, 2), (7, 2), (8, 7), (10, 1), (11, 0)}
-# What tensor cores multiply, from which compute capability on (CUDA C++ Programming Guide; int8: Xavier's 7.2 first).
-DTYPES = (("fp16", (7, 0)), ("int8", (7, 2)), ("bf16", (8, 0)), ("tf32", (8, 0)), ("fp8", (8, 9)))
-# Turing without tensor cores (TU116, TU117), told from its sisters by name only.
-WITHOUT_CORES = re.compile(r"GTX 16\d\d|\bMX[45]50\b|\bT(400|500|550|600|1000|1200|2000)\b|\bCMP 30HX\b")
+SHORT = {"float16": "fp16", "bfloat16": "bf16"}
 NEWER_TORCH_LOST = (7, 5)  # torch from PyPI since 2.8 has nothing for older GPUs
 BF16_FEATURES = ("amx_bf16", "avx512_bf16", "bf16")
 RELEASED = 1_795_564_800.0  # 2026-11-25: no clock can be right that is behind it
@@ -330,9 +328,10 @@ _ARCH = re.compile(r"(sm|compute)_(\d+)(\d)([af]?)")
 def tensor_cores(name: str, capability: tuple[int, int]) -> Row:
     """Whether this GPU has tensor cores, and what they multiply."""
     sm = f"sm_{capability[0]}{capability[1]}"
-    if capability < DTYPES[0][1] or WITHOUT_CORES.search(name):
+    found = multiplied(capability, name)
+    if not found:
         return Row("tensor cores", "warn", f"none ({sm}): half precision saves memory traffic at most")
-    return Row("tensor cores", "ok", f"{', '.join(d for d, least in DTYPES if capability >= least)} ({sm})")
+    return Row("tensor cores", "ok", f"{', '.join(SHORT.get(d, d) for d in found)} ({sm})")
 
 
 def cpu(found: Mapping[str, object], device: DeviceFacts | None) -> Row:

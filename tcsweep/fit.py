@@ -11,8 +11,8 @@ from tcsweep.devices.cpu import control_groups
 from tcsweep.devices.root import text
 from tcsweep.evidence.facts import Work
 from tcsweep.job import Environment, Job
+from tcsweep.precision import PRECISIONS
 
-HALVES = ("fp16", "bf16", "o2", "o3")  # weights and activations of 2 bytes; o1 keeps its weights in 4
 MEBI = 2**20
 
 
@@ -21,8 +21,8 @@ def least_mib(job: Job, work: Work) -> float | None:
     whole batch. None where the layers could not be counted."""
     if not work.layers:
         return None
-    weights = 2 if job.precision in HALVES else 4
-    activations = 2 if job.precision in (*HALVES, "o1") else 4
+    activations = PRECISIONS[job.precision].promise.element_bytes
+    weights = 4 if job.precision == "o1" else activations  # o1 casts them anew in each call
     largest = max(layer.input_elements + layer.output_elements for layer in work.layers)
     total = weights * sum(layer.weight_elements for layer in work.layers) + activations * job.batch * largest
     return total / MEBI

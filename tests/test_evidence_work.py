@@ -1,3 +1,4 @@
+import dataclasses
 import time
 
 import pytest
@@ -72,7 +73,11 @@ def test_a_basic_block_is_its_convolutions_and_a_residual():
 
     assert work.layers[:6] == (
         LayerWork(
-            *("conv1", "convolution", 2.0 * 64 * 32 * 32 * 3 * 49, 3 * 64 * 64, 64 * 32 * 32, 64 * 3 * 49), spatial=True
+            *("conv1", "convolution", 2.0 * 64 * 32 * 32 * 3 * 49, 3 * 64 * 64, 64 * 32 * 32, 64 * 3 * 49),
+            spatial=True,
+            channels_in=3,
+            channels_out=64,
+            kernel=(7, 7),
         ),
         LayerWork("maxpool", "pooling", 0.0, 64 * 32 * 32, 64 * 16 * 16, 0),
         *(
@@ -85,6 +90,9 @@ def test_a_basic_block_is_its_convolutions_and_a_residual():
                 64 * 64 * 9,
                 winograd=True,
                 spatial=True,
+                channels_in=64,
+                channels_out=64,
+                kernel=(3, 3),
             )
             for block in (0, 1)
             for i in (1, 2)
@@ -92,7 +100,7 @@ def test_a_basic_block_is_its_convolutions_and_a_residual():
     )
     assert work.layers[-2:] == (
         LayerWork("avgpool", "pooling", 0.0, 512 * 2 * 2, 512, 0),
-        LayerWork("fc", "linear", 2.0 * 512 * 1000, 512, 1000, 512 * 1000 + 1000),
+        LayerWork("fc", "linear", 2.0 * 512 * 1000, 512, 1000, 512 * 1000 + 1000, channels_in=512, channels_out=1000),
     )
 
 
@@ -109,6 +117,8 @@ def test_an_encoder_block_of_a_transformer_is_its_products_with_the_names_of_the
             tokens * width,
             tokens * 3 * width,
             3 * width * (width + 1),
+            channels_in=width,
+            channels_out=3 * width,
         ),
         LayerWork(
             f"{block}.self_attention",
@@ -125,6 +135,8 @@ def test_an_encoder_block_of_a_transformer_is_its_products_with_the_names_of_the
             2 * tokens * width,
             tokens * width,
             width * (width + 1),
+            channels_in=width,
+            channels_out=width,
         ),
         LayerWork(
             f"{block}.mlp.0",
@@ -133,6 +145,8 @@ def test_an_encoder_block_of_a_transformer_is_its_products_with_the_names_of_the
             tokens * width,
             tokens * 4 * width,
             4 * width * (width + 1),
+            channels_in=width,
+            channels_out=4 * width,
         ),
         LayerWork(
             f"{block}.mlp.3",
@@ -141,6 +155,8 @@ def test_an_encoder_block_of_a_transformer_is_its_products_with_the_names_of_the
             tokens * 4 * width + tokens * width,
             tokens * width,
             width * (4 * width + 1),
+            channels_in=4 * width,
+            channels_out=width,
         ),
     ]
 
@@ -243,10 +259,10 @@ def test_grouped_and_transposed_convolutions_count_what_they_multiply():
     grouped = layers(nn.Conv2d(4, 8, 3, groups=2, bias=False), 1, 4, 5, 5)
     transposed = layers(nn.ConvTranspose2d(4, 6, 2, stride=2, bias=False), 1, 4, 5, 5)
 
-    assert grouped == (LayerWork("conv2d", "convolution", 2.0 * 8 * 9 * 2 * 9, 4 * 25, 8 * 9, 8 * 2 * 9, spatial=True),)
-    assert transposed == (
-        LayerWork("conv_transpose2d", "convolution", 2.0 * 4 * 25 * 6 * 4, 4 * 25, 6 * 100, 4 * 6 * 4, spatial=True),
-    )
+    one = LayerWork("conv2d", "convolution", 2.0 * 8 * 9 * 2 * 9, 4 * 25, 8 * 9, 8 * 2 * 9, spatial=True)
+    assert grouped == (dataclasses.replace(one, channels_in=4, channels_out=8, groups=2, kernel=(3, 3)),)
+    one = LayerWork("conv_transpose2d", "convolution", 2.0 * 4 * 25 * 6 * 4, 4 * 25, 6 * 100, 4 * 6 * 4, spatial=True)
+    assert transposed == (dataclasses.replace(one, channels_in=4, channels_out=6, kernel=(2, 2)),)
 
 
 @pytest.mark.parametrize(

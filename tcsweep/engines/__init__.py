@@ -29,15 +29,16 @@ class Observed(Protocol):
 class Engine:
     """`build` turns a prepared model and its resident input into one iteration, a call without arguments; `observed`
     turns that iteration into one that also says in which dtypes it runs; `missing` says why this machine cannot run
-    it, None where it can."""
+    it, None where it can; `layerwise`: each module's forward runs in every iteration."""
 
     name: str
     build: Callable[[Prepared, torch.Tensor], Callable[[], Any]]
     observed: Callable[[Callable[[], Any]], Observed]
     missing: Callable[[Environment], str | None]
+    layerwise: bool = False
 
 
 ENGINES: dict[str, Engine] = {
-    "eager": Engine("eager", eager.build, eager.observed, eager.missing),
+    "eager": Engine("eager", eager.build, eager.observed, eager.missing, layerwise=True),
     "cudagraph": Engine("cudagraph", cudagraph.build, cudagraph.observed, cudagraph.missing),
 }

@@ -13,8 +13,9 @@ import torch
 from tcsweep.engines import ENGINES
 from tcsweep.engines import Observed as Observing
 from tcsweep.evidence.clock import sm_clock
-from tcsweep.evidence.facts import Dtypes, Evidence, Kernels, Numerics, Work
+from tcsweep.evidence.facts import Dtypes, Evidence, Kernels, Layers, Numerics, Work
 from tcsweep.evidence.kernels import BUSY_ITERATIONS, BUSY_MS, profiled
+from tcsweep.evidence.layers import ON_GPU, layers
 from tcsweep.evidence.numerics import Reference as Outputs
 from tcsweep.evidence.numerics import compare, run_through, structured_inputs
 from tcsweep.job import Job
@@ -37,6 +38,8 @@ def collect(
     observing = ENGINES[job.engine].observed(iteration)
     with _timed(seconds, "kernels"):
         kernels = _kernels(iteration, iteration_ms, x.is_cuda)
+    with _timed(seconds, "layers"):
+        by_layer = _layers(job, iteration, iteration_ms, x.is_cuda, kernels)
     with _timed(seconds, "clock"):
         sm_mhz = _sm_mhz(iteration, iteration_ms) if x.is_cuda else None
     with _timed(seconds, "numerics and dtypes"):
@@ -50,6 +53,7 @@ def collect(
         rates=shared.rates if shared else {},
         seconds=seconds,
         sm_mhz_in_band=sm_mhz,
+        layers=by_layer,
     )
 
 
@@ -68,6 +72,14 @@ def _kernels(iteration: Callable[[], Any], iteration_ms: float, on_gpu: bool) ->
     if not on_gpu:
         return Kernels(missing="a CPU runs no GPU kernels")
     return profiled(iteration, iteration_ms)
+
+
+def _layers(job: Job, iteration: Callable[[], Any], iteration_ms: float, on_gpu: bool, kernels: Kernels) -> Layers:
+    if not ENGINES[job.engine].layerwise:
+        return Layers("", missing=f"engine={job.engine} launches all layers at once: engine=eager tells them apart")
+    if on_gpu and kernels.missing:
+        return Layers(ON_GPU, missing=kernels.missing)
+    return layers(iteration, iteration_ms, on_gpu)
 
 
 def _sm_mhz(iteration: Callable[[], Any], iteration_ms: float) -> float | None:

@@ -88,6 +88,30 @@ class Kernels:
 
 
 @dataclass(frozen=True)
+class LayerTime:
+    """What one layer took of an iteration, without the layers within it."""
+
+    name: str  # torch's module path, "layer1.0.conv1"; empty: the model's own forward, and what is around it
+    module: str  # its class, "Conv2d"
+    ms: float  # all its calls: device time of its kernels, on a CPU wall time
+    kernels: tuple[Kernel, ...] = ()  # longest first; on a CPU there are none
+
+
+@dataclass(frozen=True)
+class Layers:
+    """One iteration by layer, in the order of the calls."""
+
+    source: str  # how they were seen
+    layers: tuple[LayerTime, ...] = ()
+    missing: str | None = None  # why they were not
+
+    @property
+    def ms(self) -> float:
+        """Of all of them."""
+        return sum(layer.ms for layer in self.layers)
+
+
+@dataclass(frozen=True)
 class Arithmetic:
     """The switches of a process that change what its arithmetic is."""
 
@@ -125,6 +149,10 @@ class LayerWork:
     weight_elements: int  # read once a batch
     winograd: bool = False  # a stride-1 3x3 convolution of one group: Winograd could do with a quarter
     spatial: bool = False  # a convolution whose kernel has more than one point: an FFT could do with far less
+    channels_in: int | None = None  # of a convolution or linear layer, as the next three
+    channels_out: int | None = None
+    groups: int = 1
+    kernel: tuple[int, ...] = ()  # height and width of a convolution's
 
 
 @dataclass(frozen=True)
@@ -213,3 +241,4 @@ class Evidence:
     rates: dict[str, float]  # what this device was measured to do: FLOP/s of a large GEMM by dtype; "copy", bytes/s
     seconds: dict[str, float]  # what each part of it cost
     sm_mhz_in_band: float | None = None  # SM clock by the GPU's own counters, right after work; None: not to be had
+    layers: Layers | None = None  # None: a result of an older version

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -78,8 +78,7 @@ class _Sizes:
     kind: str
     flops: float
     operands: tuple[Tensor, ...]  # read: activations or weights
-    winograd: bool = False
-    spatial: bool = False
+    more: dict[str, Any] = field(default_factory=dict)  # further fields of `LayerWork`
 
 
 class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-ignore]
@@ -152,8 +151,7 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-ignor
                 input_elements=sum(t.numel() for t in sizes.operands if id(t) in self._made),
                 output_elements=out.numel(),
                 weight_elements=sum(t.numel() for t in weights),
-                winograd=sizes.winograd,
-                spatial=sizes.spatial,
+                **sizes.more,
             )
         )
         return len(self.layers) - 1
@@ -180,16 +178,20 @@ def _convolution(given: dict[str, Any], out: Tensor) -> _Sizes:
     flops = 2.0 * out.numel() * weight[0].numel()
     if given.get("transposed", False):
         flops = _transposed_flops(given)
-    return _Sizes("convolution", flops, _read(given, "input", "weight", "bias"), winograd, _spatial(weight))
+    more = {"winograd": winograd, **_shape(given, out)}
+    return _Sizes("convolution", flops, _read(given, "input", "weight", "bias"), more)
 
 
 def _transposed_convolution(given: dict[str, Any], out: Tensor) -> _Sizes:
     read = _read(given, "input", "weight", "bias")
-    return _Sizes("convolution", _transposed_flops(given), read, spatial=_spatial(given["weight"]))
+    return _Sizes("convolution", _transposed_flops(given), read, _shape(given, out))
 
 
-def _spatial(weight: Tensor) -> bool:
-    return math.prod(weight.shape[2:]) > 1
+def _shape(given: dict[str, Any], out: Tensor) -> dict[str, Any]:
+    """Of a convolution of batched images: its channels are the second of each's dimensions."""
+    kernel = tuple(given["weight"].shape[2:])
+    channels = {"channels_in": given["input"].shape[1], "channels_out": out.shape[1], "groups": given["groups"]}
+    return {"spatial": math.prod(kernel) > 1, "kernel": kernel, **channels}
 
 
 def _transposed_flops(given: dict[str, Any]) -> float:
@@ -199,7 +201,9 @@ def _transposed_flops(given: dict[str, Any]) -> float:
 
 def _linear(given: dict[str, Any], out: Tensor) -> _Sizes:
     flops = 2.0 * given["input"].numel() * given["weight"].shape[0]
-    return _Sizes("linear", flops, _read(given, "input", "weight", "bias"))
+    channels_out, channels_in = given["weight"].shape
+    channels = {"channels_in": channels_in, "channels_out": channels_out}
+    return _Sizes("linear", flops, _read(given, "input", "weight", "bias"), channels)
 
 
 def _product(first: str, second: str) -> Callable[[dict[str, Any], Tensor], _Sizes]:

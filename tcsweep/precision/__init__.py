@@ -48,6 +48,11 @@ class Promise:
     half: bool  # in the job's half dtype, else in float32
     also_float32: frozenset[str] = frozenset()  # operators that may run in float32 all the same
 
+    @property
+    def element_bytes(self) -> int:
+        """Of one activation."""
+        return 2 if self.half else 4
+
     def name(self, half_dtype: str | None) -> str:
         """The dtype: "float32", or what half means in this job."""
         return (half_dtype or "half") if self.half else "float32"

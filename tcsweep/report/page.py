@@ -15,6 +15,7 @@ from tcsweep import published
 from tcsweep.attribution import Part, attribution
 from tcsweep.explain import SUSPECT
 from tcsweep.job import Environment, Failure, Measure, Result, Skipped, Sweep
+from tcsweep.precision import PRECISIONS
 from tcsweep.report.plot import PICTURE, _matplotlib
 from tcsweep.report.words import COLOURS, OTHER_COLOUR, device_title, number, one_line, times
 from tcsweep.speedup import Row
@@ -279,7 +280,7 @@ def _point(row: Row) -> tuple[float, float] | None:
     evidence = row.outcome.evidence if isinstance(row.outcome, Result) else None
     if evidence is None or row.seen is None or not row.seen.achieved_tflop_s or not evidence.work.layers:
         return None
-    size = 2 if row.job.precision in ("fp16", "bf16", "o1", "o2", "o3") else 4
+    size = PRECISIONS[row.job.precision].promise.element_bytes
     weights = sum(layer.weight_elements for layer in evidence.work.layers) / row.job.batch
     moved = size * (evidence.work.traffic_elements + weights)
     return evidence.work.flops / moved, row.seen.achieved_tflop_s
