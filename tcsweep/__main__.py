@@ -179,6 +179,13 @@ def _compare(arguments: list[str]) -> int:
     return main(arguments)
 
 
+def _layers(arguments: list[str]) -> int:
+    """Each layer, and whether it uses tensor cores."""
+    from tcsweep import layers
+
+    return layers.main(arguments)
+
+
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "sync": _sync,
     "ui": _ui,
@@ -186,6 +193,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "audit": _audit,
     "compare": _compare,
     "report": _report,
+    "layers": _layers,
 }
 
 if __name__ == "__main__":

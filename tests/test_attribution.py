@@ -32,7 +32,7 @@ def test_the_parts_add_up_to_both_iterations_and_to_the_gain(sweep: str, label: 
 
 
 def test_in_resnet50_at_batch_128_convolutions_gained_9_times_and_batch_norm_less_than_2() -> None:
-    parts = {p.kind: p for p in attribution(ROWS["r50", "resnet50-fp16-b128-nhwc-eager"], SWEEPS["r50"])}
+    parts = {p.name: p for p in attribution(ROWS["r50", "resnet50-fp16-b128-nhwc-eager"], SWEEPS["r50"])}
     assert parts["convolution/GEMM"].speedup == pytest.approx(9.3, abs=0.1)
     assert parts["batch norm"].speedup == pytest.approx(1.7, abs=0.1)
     assert next(iter(parts)) == "convolution/GEMM"

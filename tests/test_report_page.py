@@ -60,7 +60,7 @@ def test_where_the_time_went_is_told_for_the_best_job_and_is_the_whole() -> None
     text = page.html(sweep_of(*(row.outcome for row in SWEEPS["r50"])), SWEEPS["r50"], Path("nowhere"))
     assert "Where the time went" in text
     assert "4.74x" in text.partition('<th scope="row">all</th>')[2].partition("</tr>")[0]
-    assert parts[0].kind == "convolution/GEMM"
+    assert parts[0].name == "convolution/GEMM"
     assert page.where(speedup.rows(published())) == ("", ())
 
 
