@@ -17,7 +17,7 @@ BETWEEN = "between the layers"  # what a container's forward does itself: residu
 OTHERS = "the other {} layers"
 # What a module of this class does, where no kernel's name tells: on a CPU.
 MODULES: tuple[tuple[re.Pattern[str], Kind], ...] = (
-    (re.compile(r"^(Conv(Transpose)?\d|Linear$|NonDynamically)"), "convolution/GEMM"),
+    (re.compile(r"^(Conv(Transpose)?\dd|Linear|NonDynamicallyQuantizableLinear)$"), "convolution/GEMM"),
     (re.compile(r"Attention"), "attention"),
     (re.compile(r"BatchNorm"), "batch norm"),
     (re.compile(r"Pool\d?d?$"), "pooling"),
@@ -48,7 +48,7 @@ Split = Callable[[Evidence], dict[str, float]]  # milliseconds of an iteration b
 
 
 def attribution(row: Row, rows: Sequence[Row]) -> tuple[Part, ...]:
-    """The parts of a job's iteration by kind, the one that saved most first; their sums are both jobs' whole iterations.
+    """The parts of a job's iteration by kind, the one that saved most first; their sums are both whole iterations.
     Empty where the sweep has no baseline of it that can be believed, or what ran was not seen in both."""
     return _compared(row, rows, _kinds)
 

@@ -14,8 +14,6 @@ from tcsweep.job import Result, Round
 from tcsweep.precision import PRECISIONS
 from tcsweep.stats import Figures
 
-ELEMENT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-
 
 @dataclass(frozen=True)
 class Seen:
@@ -121,15 +119,23 @@ def sm_mhz_max(result: Result) -> float | None:
     return next((state.sm_mhz_max for state in states if state.sm_mhz_max is not None), None)
 
 
-def _roof_img_s(result: Result, evidence: Evidence) -> float | None:
-    """The layerwise roof at this device's measured rates, in the job's own dtype."""
+def roof_rates(result: Result) -> tuple[int, float, float] | None:
+    """In a job's own dtype, as this device was measured: bytes an element, FLOP/s, bytes/s. None where it was not."""
+    evidence = result.evidence
     promise = PRECISIONS[result.job.precision].promise
     dtype = promise.name(result.rounds[0].half_dtype)
-    rate = evidence.rates.get("tf32" if PRECISIONS[result.job.precision].tf32 else dtype)
-    copy, size = evidence.rates.get("copy"), ELEMENT_BYTES.get(dtype)
-    if rate is None or copy is None or size is None or not evidence.work.layers:
+    rates = evidence.rates if evidence else {}
+    rate = rates.get("tf32" if PRECISIONS[result.job.precision].tf32 else dtype)
+    copy = rates.get("copy")
+    return None if rate is None or copy is None else (promise.element_bytes, rate, copy)
+
+
+def _roof_img_s(result: Result, evidence: Evidence) -> float | None:
+    """The layerwise roof at this device's measured rates, in the job's own dtype."""
+    rates = roof_rates(result)
+    if rates is None or not evidence.work.layers:
         return None
-    return layerwise_roof_img_s(evidence.work, result.job.batch, size, rate, copy)
+    return layerwise_roof_img_s(evidence.work, result.job.batch, *rates)
 
 
 def timed(one: Round) -> list[DeviceSample]:

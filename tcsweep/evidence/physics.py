@@ -33,11 +33,11 @@ def layerwise_roof_img_s(work: Work, batch: int, element_bytes: float, flops_s: 
     """
     if not (batch > 0 and element_bytes > 0 and flops_s > 0 and bytes_s > 0):
         raise ValueError(f"must be positive: {batch=}, {element_bytes=}, {flops_s=}, {bytes_s=}")
-    return 1 / sum(_layer_s(layer, batch, element_bytes, flops_s, bytes_s) for layer in _counted(work))
+    return 1 / sum(layer_s(layer, batch, element_bytes, flops_s, bytes_s) for layer in _counted(work))
 
 
-def _layer_s(layer: LayerWork, batch: int, element_bytes: float, flops_s: float, bytes_s: float) -> float:
-    """Seconds an image."""
+def layer_s(layer: LayerWork, batch: int, element_bytes: float, flops_s: float, bytes_s: float) -> float:
+    """Seconds an image of one layer: the longer of its traffic and its arithmetic; arguments as above."""
     elements = layer.input_elements + layer.output_elements + layer.weight_elements / batch
     return max(elements * element_bytes / bytes_s, layer.flops / flops_s)
 
