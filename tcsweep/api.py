@@ -36,9 +36,10 @@ class Results:
         """A line a job, with the columns of summary.csv; what was not measured is missing."""
         import pandas as pd
 
-        from tcsweep.report.files import COLUMNS
+        from tcsweep.report.files import columns
 
-        return pd.DataFrame([{name: of(row) for name, of in COLUMNS.items()} for row in self.rows])
+        shown = columns(self.rows)
+        return pd.DataFrame([{name: of(row) for name, of in shown.items()} for row in self.rows])
 
     @property
     def verdicts(self) -> pd.DataFrame:
@@ -57,12 +58,13 @@ class Results:
         """A line a cause, what removing gains most first: job, cause, text with its figures, the gain, the advice."""
         import pandas as pd
 
-        from tcsweep.why import explain
+        from tcsweep.why import Neighbours, explain
 
+        others = Neighbours(self.rows)
         found = [
             (row.job.label, cause.name, cause.text, cause.gain_text, cause.advice)
             for row in self.rows
-            for cause in explain(row, self.rows)
+            for cause in explain(row, others)
         ]
         return pd.DataFrame(found, columns=["job", "cause", "text", "gain", "advice"])
 

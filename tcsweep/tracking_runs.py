@@ -21,6 +21,7 @@ from tcsweep.speedup import Row
 from tcsweep.stats import Interval
 from tcsweep.store import RESULT, SWEEP, write_file
 from tcsweep.tracking_uri import redact
+from tcsweep.why import Neighbours, in_a_line, lines, main_cause
 
 T = TypeVar("T")
 
@@ -127,12 +128,13 @@ class Whole:
     table: Sequence[Row]
     best: Row | None
     backends: bool  # whether the amp backend tells jobs apart; else it follows from the precision
+    others: Neighbours = field(default_factory=lambda: Neighbours(()))
 
     @classmethod
     def of(cls, sweep: Sweep, table: Sequence[Row]) -> Whole:
         """From the sweep's rows."""
         backends = {row.job.amp_backend for row in table if row.job.amp_backend}
-        return cls(sweep, table, best_of(table), len(backends) > 1)
+        return cls(sweep, table, best_of(table), len(backends) > 1, Neighbours(table))
 
 
 def child_run(whole: Whole, row: Row, folder: Path) -> Run:
@@ -151,7 +153,8 @@ def child_run(whole: Whole, row: Row, folder: Path) -> Run:
         "tcsweep.best": "true" if best else None,
         "mlflow.runColor": COLOURS.get(job.precision, OTHER_COLOUR),
         "tcsweep.measure": job.measure.name,
-        "mlflow.note.content": _note(row),
+        "tcsweep.cause": getattr(main_cause(row, whole.others), "name", None),
+        "mlflow.note.content": _note(row, whole),
         **{f"tcsweep.param.{k}": v for k, v in params.items() if len(v) > PARAM_LIMITS[-1]},
         **_environment_tags(outcome.environment, outcome.rounds),
     }
@@ -349,7 +352,7 @@ def _marked(name: str, row: Row, best: bool) -> str:
     return f"{name} ({mark})" if mark else name
 
 
-def _note(row: Row) -> str:
+def _note(row: Row, whole: Whole) -> str:
     """One plain line: the table's Description column shows it raw."""
     if not isinstance(row.outcome, Result) or row.figures is None:
         return f"{row.outcome.status}: {getattr(row.outcome, 'reason', '')}"
@@ -357,7 +360,9 @@ def _note(row: Row) -> str:
     if row.speedup.value is not None and not row.job.is_baseline:
         parts.append(f"{row.speedup.value:.2f}x fp32")
     said = [f"{v.name}: {'; '.join(v.reasons)}" for v in row.verdicts[:1]]
-    return ", ".join([*parts, *(said or [row.verdict or ""])])
+    cause = main_cause(row, whole.others)
+    held = [f"why not faster: {in_a_line(cause)}"] if cause else []
+    return "; ".join([", ".join([*parts, *(said or [row.verdict or ""])]), *held])
 
 
 def _reasons(row: Row) -> str | None:
@@ -368,11 +373,11 @@ def _reasons(row: Row) -> str | None:
 
 def _sweep_note(whole: Whole, links: str, plot_of: str | None) -> str:
     """A plain line, since the table of runs shows it raw; then the links, a table and the plot."""
-    parts = [sweep_line(whole), links, _note_table(whole)]
+    parts = [sweep_line(whole), links, "\n".join(f"- {line}" for line in lines(whole.table)), _note_table(whole)]
     if plot_of:
         parts.append(f"![throughput](get-artifact?path={PLOT}&run_uuid={plot_of})")
     note = "\n\n".join(filter(None, parts))
-    return note if len(note) <= TAG_LIMIT else "\n\n".join(filter(None, (*parts[:2], *parts[3:])))
+    return note if len(note) <= TAG_LIMIT else "\n\n".join(filter(None, (*parts[:3], *parts[4:])))
 
 
 def sweep_line(whole: Whole) -> str:
@@ -390,15 +395,15 @@ def _note_table(whole: Whole) -> str:
     found = sorted((row for row in whole.table if row.figures), key=_throughput, reverse=True)
     if not found:
         return ""
-    lines = [f"{device_title(whole.sweep.environment)}, fastest first", ""]
-    lines += ["| run | img/s | speed-up | p50 ms | verdict |", "|---|---|---|---|---|"]
+    said = [f"{device_title(whole.sweep.environment)}, fastest first", ""]
+    said += ["| run | img/s | speed-up | p50 ms | verdict |", "|---|---|---|---|---|"]
     for row in found[:NOTE_ROWS]:
         speed, latency = times(row.speedup.value), number(row.figures.latency_ms_p50 if row.figures else None)
         cells = (_name(whole, row.outcome), _say(_throughput(row)), speed, latency, row.verdict)
-        lines.append(f"| {' | '.join(map(str, cells))} |")
+        said.append(f"| {' | '.join(map(str, cells))} |")
     if len(found) > NOTE_ROWS:
-        lines.append(f"\nand {len(found) - NOTE_ROWS} more")
-    return "\n".join(lines)
+        said.append(f"\nand {len(found) - NOTE_ROWS} more")
+    return "\n".join(said)
 
 
 def _say(value: float) -> str:

@@ -391,6 +391,8 @@ def test_the_csv_has_a_line_a_job_with_exact_values(tmp_path: Path) -> None:
         "isolation": "process",
         **dict.fromkeys(("power", "power_mode", "throughput_img_s_w", "power_of", "board_memory_mib"), ""),
         "verdicts": "unverified wide",
+        "cause": "",
+        "causes": "not seen: what ran: measure it again with this version",
     }
 
 

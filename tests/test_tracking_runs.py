@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,7 @@ from tcsweep.store import load_sweep
 from tcsweep.tracking_runs import Whole, child_run, parent_run, thinned, write_samples
 from tests import sweeps
 from tests.evident import clean, operators
+from tests.test_why import SWEEPS
 
 
 def test_samples_are_the_raw_times_of_every_round(tmp_path):
@@ -117,3 +119,19 @@ def test_a_sweep_whose_process_is_gone_was_killed(tmp_path):
         run = parent_run(Whole.of(dataclasses.replace(sweep, owner=owner), rows(outcomes)), tmp_path)
         assert run.status == status
         assert run.tags.get("tcsweep.owner_host") == (owner and owner.host)
+
+
+def test_what_holds_a_job_back_is_in_its_note_and_a_tag_and_the_sweeps_lines_in_its_own(tmp_path: Path) -> None:
+    outcomes = [row.outcome for row in SWEEPS["r50"]]
+    sweep_dir = sweeps.write_sweep(tmp_path, outcomes)
+    sweep, saved = load_sweep(sweep_dir)
+    whole = Whole.of(sweep, rows(saved))
+    row = next(row for row in whole.table if row.job.label == "resnet50-fp16-b1-nhwc-eager-cuda0")
+    tags = child_run(whole, row, sweep_dir / row.job.folder).tags
+    assert tags["tcsweep.cause"] == "launch-bound"
+    assert tags["mlflow.note.content"].endswith(
+        "why not faster: launch-bound: the GPU is busy 21% of the time; 282 kernels take 0.831 of 4.01 ms "
+        "[up to 4.4x]; try engine=cudagraph, or a larger batch"
+    )
+    note = parent_run(whole, sweep_dir).tags["mlflow.note.content"]
+    assert "\n- fp16 batch 1 nhwc eager: launch-bound, the GPU is busy 21% of the time; try engine=cudagraph" in note

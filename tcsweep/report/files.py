@@ -13,6 +13,7 @@ from tcsweep.report.words import one_line, seconds_for_images
 from tcsweep.speedup import Row
 from tcsweep.stats import Interval
 from tcsweep.store import write_file
+from tcsweep.why import Neighbours, causes, main_cause
 
 SUMMARY = "summary.csv"
 
@@ -108,6 +109,16 @@ COLUMNS: dict[str, Callable[[Row], Any]] = {
 }
 
 
+def columns(rows: Sequence[Row]) -> dict[str, Callable[[Row], Any]]:
+    """All columns: a row's own, and those that the whole sweep is asked for."""
+    others = Neighbours(rows)
+    return {
+        **COLUMNS,
+        "cause": lambda row: getattr(main_cause(row, others), "name", None),
+        "causes": lambda row: one_line("; ".join(causes(row, others))) or None,
+    }
+
+
 def _cell(value: Any) -> Any:
     """Ten digits of a number: a mean over rounds has dust in its last ones (199.99999999999991)."""
     return float(f"{value:.10g}") if isinstance(value, float) else value
@@ -117,6 +128,7 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
     """Write one line a job, whatever came of it; empty where there is no value. Readers see the old file or the new."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows([_cell(show(row)) for show in COLUMNS.values()] for row in rows)
+    shown = columns(rows)
+    writer.writerow(shown)
+    writer.writerows([_cell(show(row)) for show in shown.values()] for row in rows)
     write_file(path, text.getvalue())

@@ -20,7 +20,7 @@ from tcsweep.report.plot import PICTURE, _matplotlib
 from tcsweep.report.words import COLOURS, OTHER_COLOUR, device_title, number, one_line, times
 from tcsweep.speedup import Row
 from tcsweep.store import write_file
-from tcsweep.why import causes
+from tcsweep.why import Neighbours, causes
 
 HTML, MARKDOWN = "report.html", "report.md"
 TEMPLATE = Path(__file__).with_name("page.html")
@@ -112,8 +112,9 @@ def _cells(row: Row) -> tuple[Cell, ...]:
 
 def findings(rows: Sequence[Row]) -> list[tuple[str, list[str], list[str]]]:
     """Each job with its verdicts and its causes; jobs with neither are left out."""
+    others = Neighbours(rows)
     found = [
-        (_name(row), [f"{v.name}: {'; '.join(v.reasons)}" for v in row.verdicts], list(causes(row, rows)))
+        (_name(row), [f"{v.name}: {'; '.join(v.reasons)}" for v in row.verdicts], list(causes(row, others)))
         for row in rows
     ]
     return [one for one in found if one[1] or one[2]]

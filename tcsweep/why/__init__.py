@@ -4,14 +4,13 @@ only what spoiled it is told, since its times are not to be believed."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 
 from tcsweep.explain import SUSPECT
 from tcsweep.job import Job, Result
 from tcsweep.speedup import Row
 from tcsweep.stats import Interval
-from tcsweep.why.case import LEAST_GAIN, Case, Cause, Rule
+from tcsweep.why.case import LEAST_GAIN, Case, Cause, Neighbours, Rule
 from tcsweep.why.kernels import (
     FLOAT32,
     attention_in_float32,
@@ -25,7 +24,7 @@ from tcsweep.why.kernels import (
 from tcsweep.why.layers import bandwidth_bound, depthwise_or_grouped, first_layer, near_the_roof, small_batch
 from tcsweep.why.machine import no_bfloat16_unit, no_difference, not_seen, power_capped, spoiled
 
-__all__ = ["CAUSES", "LINES", "Cause", "causes", "explain", "height", "lines"]
+__all__ = ["CAUSES", "LINES", "Cause", "Neighbours", "causes", "explain", "height", "in_a_line", "lines", "main_cause"]
 
 KERNELS: tuple[Rule, ...] = (  # need a GPU's kernels
     no_tensor_cores, launch_bound, float32_on_cuda_cores, attention_in_float32, off_tensor_cores, layout_conversions,
@@ -35,24 +34,22 @@ EVERYWHERE: tuple[Rule, ...] = (
     no_bfloat16_unit, no_difference,
 )  # fmt: skip
 FIRST = "launch-bound"  # as long as the host sets the pace, nothing else helps
-LAST = ("small batch", "no difference", "not seen")  # said after what holds the job itself back
+UNSEEN = "not seen"
+LAST = ("small batch", "no difference", UNSEEN)  # said after what holds the job itself back
 
 
-def explain(row: Row, rows: Sequence[Row]) -> tuple[Cause, ...]:
+def explain(row: Row, rows: Sequence[Row] | Neighbours) -> tuple[Cause, ...]:
     """The causes of a job's time, the one whose removal gains most first, then what the rest of the sweep tells and
-    what could not be seen; none for what was not measured."""
+    what could not be seen; none for what was not measured. `rows`: the sweep's, or what was made of them once."""
     result = row.outcome
     if not isinstance(result, Result) or row.figures is None:
         return ()
     if row.verdict == SUSPECT:
         return tuple(spoiled(row, result))
     if result.evidence is None:
-        return (Cause("not seen", "what ran: measure it again with this version"),)
-    measured = tuple(r for r in rows if r.figures is not None)
-    baseline = next(
-        (r.outcome for r in measured if r.job == _baseline(row.job) and isinstance(r.outcome, Result)), None
-    )
-    case = Case(row, result, result.evidence, baseline, measured)
+        return (Cause(UNSEEN, "what ran: measure it again with this version"),)
+    others = rows if isinstance(rows, Neighbours) else Neighbours(rows)
+    case = Case(row, result, result.evidence, others)
     rules = (*KERNELS, *EVERYWHERE) if case.kernels.kernels else EVERYWHERE
     if case.on_gpu and not case.kernels.kernels:
         rules = (no_tensor_cores, power_capped, small_batch, no_difference)
@@ -77,25 +74,21 @@ def _worth_it(cause: Cause) -> bool:
     return cause.gain is None or cause.gain.high >= LEAST_GAIN or cause.name == "close to the roof"
 
 
-def _baseline(job: Job) -> Job:
-    return dataclasses.replace(job.cell, repeat=0)
-
-
 # --- in a few lines ---
 
 LINES = 5  # of a terminal, at most
 CAUSES = 3
 # What a terminal's lines leave out: nothing to do, or seen in the table.
-LEFT_OUT = ("close to the roof", "small batch", "no difference", "nothing found", "not seen", FLOAT32)
+LEFT_OUT = ("close to the roof", "small batch", "no difference", "nothing found", UNSEEN, FLOAT32)
 
 
 def lines(rows: Sequence[Row], width: int = 80) -> list[str]:
     """What matters most in a sweep: three causes at most, each once, for the asked job that it costs most, in no more
     than five lines of a terminal."""
     found: dict[str, tuple[float, str]] = {}
-    models = len({row.job.model for row in rows})
+    models, others = len({row.job.model for row in rows}), Neighbours(rows)
     for row in (r for r in rows if r.outcome.role == "asked"):
-        for cause in explain(row, rows):
+        for cause in explain(row, others):
             gain = cause.gain.high if cause.gain else 0.0
             if cause.name not in LEFT_OUT and gain >= found.get(cause.name, (-1.0, ""))[0]:
                 found[cause.name] = (gain, _line(row.job, cause, models > 1))
@@ -121,10 +114,20 @@ def _line(job: Job, cause: Cause, with_model: bool) -> str:
     return f"{said}; without it{gain}" if gain else said
 
 
-def causes(row: Row, rows: Sequence[Row]) -> Iterator[str]:
+def main_cause(row: Row, rows: Sequence[Row] | Neighbours) -> Cause | None:
+    """What holds a job back first, None where nothing is known of it."""
+    return next((cause for cause in explain(row, rows) if cause.name != UNSEEN), None)
+
+
+def causes(row: Row, rows: Sequence[Row] | Neighbours) -> Iterator[str]:
     """Each cause of a job in a line, for notes and tables."""
     for cause in explain(row, rows):
-        text = f"{cause.name}: {cause.text}" if cause.name == "not seen" else cause.text
-        gain = f" [{cause.remark + ': ' if cause.remark else ''}{cause.gain_text}]" if cause.gain_text else ""
-        advice = f"; try {cause.advice}" if cause.advice else ""
-        yield f"{text}{gain}{advice}"
+        yield in_a_line(cause)
+
+
+def in_a_line(cause: Cause) -> str:
+    """With its gain and what to try."""
+    text = f"{cause.name}: {cause.text}" if cause.name == UNSEEN else cause.text
+    gain = f" [{cause.remark + ': ' if cause.remark else ''}{cause.gain_text}]" if cause.gain_text else ""
+    advice = f"; try {cause.advice}" if cause.advice else ""
+    return f"{text}{gain}{advice}"

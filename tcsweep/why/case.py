@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from tcsweep.attribution import kind_of_module
@@ -58,6 +58,42 @@ class TimedLayer:
         return self.work.groups > 1
 
 
+class Neighbours:
+    """A sweep's measured jobs, found by what they have in common. Made once for all of a sweep's rows: each finds its
+    own without going through all."""
+
+    def __init__(self, rows: Iterable[Row]) -> None:
+        self._cells: dict[Job, list[Row]] = {}
+        self._batches: dict[Job, list[Row]] = {}
+        self._engines: dict[Job, list[Row]] = {}
+        for row in rows:
+            if row.figures is not None:
+                self._cells.setdefault(row.job.cell, []).append(row)
+                self._batches.setdefault(_any_batch(row.job), []).append(row)
+                self._engines.setdefault(_any_engine(row.job), []).append(row)
+
+    def of_cell(self, job: Job) -> Sequence[Row]:
+        """Those that differ in precision and repeat only."""
+        return self._cells.get(job.cell, ())
+
+    def of_other_batches(self, job: Job) -> Sequence[Row]:
+        """Those that differ in their batch only."""
+        return self._batches.get(_any_batch(job), ())
+
+    def of_other_engines(self, job: Job) -> Sequence[Row]:
+        """Those that differ in their engine, and in what runs an O level, only."""
+        return self._engines.get(_any_engine(job), ())
+
+
+def _any_batch(job: Job) -> Job:
+    return dataclasses.replace(job, batch=1)
+
+
+def _any_engine(job: Job) -> Job:
+    # apex's casts cannot be captured, the twin's can: one job under two engines may have two backends.
+    return dataclasses.replace(job, engine="eager", amp_backend=None)
+
+
 @dataclass(frozen=True)
 class Case:
     """A measured job with what it is explained from."""
@@ -65,8 +101,13 @@ class Case:
     row: Row
     result: Result
     evidence: Evidence
-    baseline: Result | None
-    others: tuple[Row, ...]  # the sweep's measured jobs
+    others: Neighbours
+
+    @functools.cached_property
+    def baseline(self) -> Result | None:
+        """The fp32 job of its cell."""
+        found = (r.outcome for r in self.others.of_cell(self.job) if r.job.is_baseline)
+        return next((one for one in found if isinstance(one, Result)), None)
 
     @property
     def job(self) -> Job:
@@ -136,11 +177,10 @@ class Case:
         own = self.evidence.layers or Layers("", missing="the result is of an older version")
         if own.layers:
             return own
-        wanted = dataclasses.replace(self.job, engine="eager")
-        for row in self.others:
+        for row in self.others.of_other_engines(self.job):
             evidence = row.outcome.evidence if isinstance(row.outcome, Result) else None
-            if same(row.job, wanted) and row.verdict != SUSPECT and evidence and evidence.layers:
-                return evidence.layers if evidence.layers.layers else own
+            if row.verdict != SUSPECT and evidence and evidence.layers and evidence.layers.layers:
+                return evidence.layers
         return own
 
     @functools.cached_property
@@ -168,7 +208,7 @@ class Case:
 
     def fastest_of_cell(self) -> tuple[Row | None, float]:
         """The fastest other job that differs in its precision only, and how many times this one's throughput it has."""
-        able = [r for r in self.others if r.job.cell == self.job.cell and r.job != self.job and r.verdict != SUSPECT]
+        able = [r for r in self.others.of_cell(self.job) if r is not self.row and r.verdict != SUSPECT]
         best = max(able, key=lambda r: r.figures.throughput_img_s if r.figures else 0.0, default=None)
         if best is None or best.figures is None or self.row.figures is None:
             return None, 1.0
@@ -178,11 +218,6 @@ class Case:
         """At the most, so many milliseconds of running time less."""
         left = self.running_ms - ms
         return Interval(1.0, self.running_ms / left) if ms > 0 and left > 0 else None
-
-
-def same(one: Job, other: Job) -> bool:
-    """Whether two jobs are one but for what runs an O level: apex's casts cannot be captured, the twin's can."""
-    return dataclasses.replace(one, amp_backend=None) == dataclasses.replace(other, amp_backend=None)
 
 
 Rule = Callable[[Case], "Cause | None"]

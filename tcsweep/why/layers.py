@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterable
 
@@ -154,11 +153,8 @@ def _tiles(layer: TimedLayer, batch: int) -> int:
 def _larger(case: Case) -> tuple[Row | None, float]:
     """The fastest larger batch of the same job, and how many times the throughput it has."""
     assert case.row.figures is not None
-    here = dataclasses.replace(case.job, batch=1)
     larger = [
-        r
-        for r in case.others
-        if r.job.batch > case.job.batch and dataclasses.replace(r.job, batch=1) == here and r.verdict != SUSPECT
+        r for r in case.others.of_other_batches(case.job) if r.job.batch > case.job.batch and r.verdict != SUSPECT
     ]
     best = max(larger, key=lambda r: r.figures.throughput_img_s if r.figures else 0.0, default=None)
     if best is None or best.figures is None:
