@@ -12,6 +12,7 @@ from tcsweep import report, speedup
 from tcsweep.__main__ import _report
 from tcsweep.mistakes import Mistake
 from tcsweep.report import page
+from tcsweep.why import explain
 
 from .test_report import failed, job, measured, published, save, sweep_of
 from .test_why import SWEEPS
@@ -51,17 +52,33 @@ def test_a_real_gpu_sweep_has_every_saved_figure_and_fetches_nothing(tmp_path: P
     assert found.fetched == []
     assert "http" not in text
     assert len(text) < 5_000_000
-    assert text.count("data:image/png") == 1  # latency and roofline; the sweep's own picture is not there
+    assert text.count("data:image/png") == 3  # waterfall, latency, roofline; the sweep's own picture is not there
 
 
 def test_where_the_time_went_is_told_for_the_best_job_and_is_the_whole() -> None:
-    name, parts = page.where(SWEEPS["r50"])
-    assert name == "resnet50 fp16, batch 128, nhwc, cudagraph"
+    one = page.where(SWEEPS["r50"])
+    assert one.name == "resnet50 fp16, batch 128, nhwc, cudagraph"
+    assert one.parts[0].name == "convolution/GEMM"
     text = page.html(sweep_of(*(row.outcome for row in SWEEPS["r50"])), SWEEPS["r50"], Path("nowhere"))
-    assert "Where the time went" in text
+    assert "Where the time went, by kind of work" in text
+    assert "went, by layer" not in text  # a result of an older version
     assert "4.74x" in text.partition('<th scope="row">all</th>')[2].partition("</tr>")[0]
-    assert parts[0].name == "convolution/GEMM"
-    assert page.where(speedup.rows(published())) == ("", ())
+    assert page.where(speedup.rows(published())) == page.Where()
+
+
+@pytest.mark.parametrize("sweep", ["r50-layers", "cpu"])
+def test_a_sweep_with_layers_tells_them_and_what_holds_each_job_back(sweep: str) -> None:
+    rows = SWEEPS[sweep]
+    by_layer = page.where_by_layer(rows)
+    assert len(by_layer.parts) == page.LAYERS + 1
+    assert by_layer.parts[-1].name.startswith("the other ")
+    text = page.html(sweep_of(*(row.outcome for row in rows)), rows, Path("nowhere"))
+    plain = page.markdown(sweep_of(*(row.outcome for row in rows)), rows)
+    for said in ("Where the time went, by layer", by_layer.parts[0].name, "unsteady"):
+        assert said in text
+        assert said in plain
+    for row, line in zip(rows, page.table(rows)):
+        assert line.cells[-1].text == next((cause.name for cause in explain(row, rows)), "—")
 
 
 def test_the_answer_comes_first_with_what_holds_the_best_job_back() -> None:

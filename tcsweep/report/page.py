@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from tcsweep import published
-from tcsweep.attribution import Part, attribution
+from tcsweep.attribution import Part, attribution, by_layer, longest
 from tcsweep.explain import SUSPECT
-from tcsweep.job import Environment, Failure, Measure, Result, Skipped, Sweep
-from tcsweep.precision import PRECISIONS
-from tcsweep.report.plot import PICTURE, _matplotlib
-from tcsweep.report.words import COLOURS, OTHER_COLOUR, device_title, number, one_line, times
+from tcsweep.job import Environment, Failure, Measure, Skipped, Sweep
+from tcsweep.report.pictures import Picture, pictures
+from tcsweep.report.plot import PICTURE
+from tcsweep.report.words import device_title, number, one_line, span, times
 from tcsweep.speedup import Row
 from tcsweep.store import write_file
-from tcsweep.why import Neighbours, causes
+from tcsweep.why import Cause, Neighbours, causes, main_cause
 
 HTML, MARKDOWN = "report.html", "report.md"
 TEMPLATE = Path(__file__).with_name("page.html")
-BOXES = 24  # jobs whose latencies are drawn
+LAYERS = 12  # that gained or lost most
 HEADINGS = (
     "model",
     "precision",
@@ -36,6 +34,7 @@ HEADINGS = (
     "95% interval",
     "latency p50 (ms)",
     "verdict",
+    "held back by",
 )
 
 
@@ -45,6 +44,7 @@ class Cell:
 
     text: str
     value: float | None = None
+    figure: bool = False  # set to the right
 
 
 @dataclass(frozen=True)
@@ -88,10 +88,11 @@ def _name(row: Row) -> str:
 
 def table(rows: Sequence[Row]) -> list[Line]:
     """All jobs, in the order of the terminal's table."""
-    return [Line(_cells(row), row.verdict or row.outcome.status) for row in rows]
+    others = Neighbours(rows)
+    return [Line(_cells(row, main_cause(row, others)), row.verdict or row.outcome.status) for row in rows]
 
 
-def _cells(row: Row) -> tuple[Cell, ...]:
+def _cells(row: Row, cause: Cause | None) -> tuple[Cell, ...]:
     job, f, ci = row.job, row.figures, row.speedup.ci95
     axes = (job.model, job.precision, str(job.batch), job.layout, job.engine)
     rate, latency = (f.throughput_img_s, f.latency_ms_p50) if f else (None, None)
@@ -102,11 +103,12 @@ def _cells(row: Row) -> tuple[Cell, ...]:
         said = f"{said} ({row.outcome.role})"
     return (
         *map(Cell, axes),
-        Cell(number(rate), rate),
-        Cell(times(row.speedup.value), row.speedup.value),
-        Cell(f"{ci.low:.2f}–{ci.high:.2f}" if ci else "—"),
-        Cell(number(latency), latency),
+        Cell(number(rate), rate, True),
+        Cell(times(row.speedup.value), row.speedup.value, True),
+        Cell(span(None if row.job.is_baseline else ci), None, True),
+        Cell(number(latency), latency, True),
         Cell(said),
+        Cell(cause.name if cause else "—"),
     )
 
 
@@ -120,13 +122,36 @@ def findings(rows: Sequence[Row]) -> list[tuple[str, list[str], list[str]]]:
     return [one for one in found if one[1] or one[2]]
 
 
-def where(rows: Sequence[Row]) -> tuple[str, tuple[Part, ...]]:
-    """Where the time of the best explained job went against its fp32: its name, and the parts."""
+@dataclass(frozen=True)
+class Where:
+    """Where the time of a job went against its fp32: the job's name, and the parts."""
+
+    name: str = ""
+    parts: tuple[Part, ...] = ()
+
+    @property
+    def whole(self) -> Part:
+        """All of them."""
+        return Part("all", sum(p.before_ms for p in self.parts), sum(p.after_ms for p in self.parts))
+
+
+def where(rows: Sequence[Row]) -> Where:
+    """By kind of work, of the fastest job that can be taken apart."""
+    return _taken_apart(rows, attribution)
+
+
+def where_by_layer(rows: Sequence[Row]) -> Where:
+    """By layer, of the fastest eager one: the layers that gained or lost most, and the others as one."""
+    found = _taken_apart(rows, by_layer)
+    return Where(found.name, longest(found.parts, LAYERS))
+
+
+def _taken_apart(rows: Sequence[Row], split: Callable[[Row, Sequence[Row]], tuple[Part, ...]]) -> Where:
     able = [r for r in rows if r.outcome.role == "asked" and r.figures is not None]
     for row in sorted(able, key=lambda row: -row.figures.throughput_img_s if row.figures else 0.0):
-        if parts := attribution(row, rows):
-            return _name(row), parts
-    return "", ()
+        if parts := split(row, rows):
+            return Where(_name(row), parts)
+    return Where()
 
 
 def environment(sweep: Sweep, rows: Sequence[Row]) -> list[tuple[str, str]]:
@@ -150,12 +175,11 @@ def html(sweep: Sweep, rows: Sequence[Row], folder: Path) -> str:
     """The page."""
     import jinja2
 
-    pictures = (
-        [("Throughput and speed-up by batch", _encoded((folder / PICTURE).read_bytes()))]
-        if (folder / PICTURE).is_file()
-        else []
-    )
-    pictures += [(title, _encoded(picture)) for title, picture in _drawn(rows)]
+    by_kind = where(rows)
+    drawn = pictures(rows, by_kind.name, by_kind.parts)
+    if (folder / PICTURE).is_file():
+        title = "Throughput and speed-up by batch"
+        drawn.insert(0, Picture(title, (folder / PICTURE).read_bytes(), f"{title}: the figures are in the table above"))
     template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
         TEMPLATE.read_text()
     )
@@ -164,9 +188,9 @@ def html(sweep: Sweep, rows: Sequence[Row], folder: Path) -> str:
         answer=answer(rows),
         headings=HEADINGS,
         lines=table(rows),
-        pictures=pictures,
+        pictures=[(one.title, one.alt, _encoded(one.png)) for one in drawn],
         findings=findings(rows),
-        where=where(rows),
+        tables=[("by kind of work", by_kind), ("by layer", where_by_layer(rows))],
         environment=environment(sweep, rows),
         settings=settings(rows),
         command=sweep.command,
@@ -177,6 +201,11 @@ def html(sweep: Sweep, rows: Sequence[Row], folder: Path) -> str:
 def markdown(sweep: Sweep, rows: Sequence[Row]) -> str:
     """The same without pictures but the sweep's own."""
     parts = [f"# {_title(sweep, rows)}", *answer(rows), f"![throughput]({PICTURE})", _markdown_table(HEADINGS, rows)]
+    for title, one in (("by kind of work", where(rows)), ("by layer", where_by_layer(rows))):
+        if one.parts:
+            parts.append(f"## Where the time went, {title}\n{one.name} against its fp32, ms an iteration")
+            parts.append(_markdown_parts(one))
+    parts.append("## Each job")
     for name, verdicts, why in findings(rows):
         parts.append("\n".join([f"**{name}**", "", *(f"- {line}" for line in (*verdicts, *why))]))
     parts.append("## Environment\n" + "\n".join(f"- {name}: {value}" for name, value in environment(sweep, rows)))
@@ -190,6 +219,15 @@ def _markdown_table(headings: Sequence[str], rows: Sequence[Row]) -> str:
     return "\n".join(f"| {line} |" for line in (" | ".join(headings), " | ".join("---" for _ in headings), *lines))
 
 
+def _markdown_parts(one: Where) -> str:
+    lines = ["| | fp32 (ms) | now (ms) | times as fast | saved (ms) |", "|---|---|---|---|---|"]
+    lines += [
+        f"| {p.name} | {p.before_ms:.3f} | {p.after_ms:.3f} | {times(p.speedup)} | {p.saved_ms:.3f} |"
+        for p in (*one.parts, one.whole)
+    ]
+    return "\n".join(lines)
+
+
 def _title(sweep: Sweep, rows: Sequence[Row]) -> str:
     models = ", ".join(dict.fromkeys(row.job.model for row in rows)) or "no jobs"
     device = device_title(rows[0].outcome.environment if rows else sweep.environment)
@@ -198,90 +236,3 @@ def _title(sweep: Sweep, rows: Sequence[Row]) -> str:
 
 def _encoded(picture: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(picture).decode()
-
-
-# --- pictures ---
-
-
-def _drawn(rows: Sequence[Row]) -> list[tuple[str, bytes]]:
-    """Latency distributions beside a roofline, each where there is what it needs."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    with _matplotlib():
-        figure = Figure(figsize=(14, 6))
-        FigureCanvasAgg(figure)
-        titles = []
-        for title, draw, axis in zip(("Latency", "roofline"), (_latencies, _roofline), figure.subplots(1, 2)):
-            if draw(axis, rows):
-                titles.append(title)
-            else:
-                axis.set_axis_off()
-        if not titles:
-            return []
-        figure.subplots_adjust(0.06, 0.33, 0.99, 0.97)
-        picture = io.BytesIO()
-        figure.savefig(picture, format="png", dpi=90)
-    return [(" and ".join(titles).capitalize(), picture.getvalue())]
-
-
-def _latencies(axis: Any, rows: Sequence[Row]) -> bool:
-    """A box for each job: quartiles, and whiskers from the 5th to the 95th percentile."""
-    told = [(row, [ms for one in row.outcome.rounds for ms in one.latency_ms]) for row in rows]
-    told = [(row, samples) for row, samples in told if samples][:BOXES]
-    if not told:
-        return False
-    boxes = axis.boxplot([samples for _, samples in told], whis=(5, 95), showfliers=False, patch_artist=True)
-    for box, (row, _) in zip(boxes["boxes"], told):
-        box.set_facecolor(COLOURS.get(row.job.precision, OTHER_COLOUR))
-    many = len({row.job.model for row, _ in told}) > 1
-    axis.set_xticklabels([_short(row, many) for row, _ in told], fontsize=7, rotation=90)
-    axis.set_yscale("log")
-    axis.set_ylabel("latency (ms): quartiles, 5th to 95th percentile")
-    return True
-
-
-def _short(row: Row, with_model: bool) -> str:
-    job = row.job
-    return f"{f'{job.model} ' if with_model else ''}{job.precision} b{job.batch} {job.layout} {job.engine}"
-
-
-def _roofline(axis: Any, rows: Sequence[Row]) -> bool:
-    """Each job at its arithmetic intensity (layer by layer traffic, weights once a batch) and its rate, under the rates
-    that this device was measured to reach."""
-    points = [(row, point) for row in rows if (point := _point(row)) is not None]
-    if not points:
-        return False
-    first = points[0][0].outcome
-    rates = first.evidence.rates if isinstance(first, Result) and first.evidence else {}
-    copy = rates.get("copy")
-    least, most = (f(x for _, (x, _) in points) for f in (min, max))
-    ends = [least / 3, most * 3]
-    for name in ("float32", "float16"):
-        if copy and name in rates:
-            xs = [ends[0], rates[name] / copy, max(ends[1], rates[name] / copy * 2)]
-            axis.plot(xs, [min(x * copy, rates[name]) / 1e12 for x in xs], color="#777777", linewidth=1)
-            axis.annotate(f"{name} as measured", (xs[2], rates[name] / 1e12), ha="right", va="bottom", fontsize=8)
-    for row, (x, y) in points:
-        axis.plot(x, y, "o", color=COLOURS.get(row.job.precision, OTHER_COLOUR))
-        axis.annotate(
-            f"{row.job.precision} b{row.job.batch}", (x, y), fontsize=7, xytext=(4, 2), textcoords="offset points"
-        )
-    from matplotlib.ticker import NullFormatter
-
-    axis.set_xscale("log")
-    axis.set_yscale("log")
-    axis.xaxis.set_minor_formatter(NullFormatter())
-    axis.set_xlabel("arithmetic intensity (FLOP a byte)")
-    axis.set_ylabel("TFLOP/s")
-    return True
-
-
-def _point(row: Row) -> tuple[float, float] | None:
-    evidence = row.outcome.evidence if isinstance(row.outcome, Result) else None
-    if evidence is None or row.seen is None or not row.seen.achieved_tflop_s or not evidence.work.layers:
-        return None
-    size = PRECISIONS[row.job.precision].promise.element_bytes
-    weights = sum(layer.weight_elements for layer in evidence.work.layers) / row.job.batch
-    moved = size * (evidence.work.traffic_elements + weights)
-    return evidence.work.flops / moved, row.seen.achieved_tflop_s

@@ -84,7 +84,7 @@ PER_WATT = Quantity(
 def draw(path: Path, sweep: Sweep, rows: Sequence[Row]) -> None:
     """Draw the sweep's picture. Needs matplotlib, which is imported here only; raises what it raises."""
     found = panels(rows)
-    with _matplotlib():
+    with matplotlib_quiet():
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
@@ -100,7 +100,7 @@ def draw(path: Path, sweep: Sweep, rows: Sequence[Row]) -> None:
 
 
 @contextmanager
-def _matplotlib() -> Iterator[None]:
+def matplotlib_quiet() -> Iterator[None]:
     """matplotlib with its own defaults, whatever the user's matplotlibrc; quiet where home cannot be written (it then
     keeps its cache in a temporary folder)."""
     log = logging.getLogger("matplotlib")
