@@ -161,16 +161,9 @@ def _audit(arguments: list[str]) -> int:
 
 
 def _report(arguments: list[str]) -> int:
-    """The report of a saved sweep, made again."""
-    from tcsweep.api import load_results
-    from tcsweep.report import page, write
+    from tcsweep.report.again import main
 
-    if len(arguments) != 1 or arguments[0].startswith("-"):
-        raise Mistake("report takes a sweep's folder: python -m tcsweep report FOLDER")
-    folder = load_results(arguments[0]).folder
-    write(folder)
-    print(folder / page.HTML)
-    return 0
+    return main(arguments)
 
 
 def _compare(arguments: list[str]) -> int:

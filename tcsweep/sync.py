@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> int:
 
     words = dict(a.split("=", 1) for a in arguments if a.startswith("tracking."))
     named = [Path(a) for a in arguments if not a.startswith("tracking.")]
-    target = _target(words)
+    target = target_of(words)
     folders = [_sweep_folder(one) for one in named] or sorted(sweeps_in(Path("outputs")))
     if not folders:
         raise Mistake(f"no sweep in ./outputs: {USAGE}")
@@ -43,7 +43,8 @@ def main(arguments: list[str]) -> int:
     return 0 if all(sent) else 1
 
 
-def _target(words: dict[str, str]) -> Target:
+def target_of(words: dict[str, str]) -> Target:
+    """The MLflow that a command's words name. Raises Mistake for an unknown word, and for a password in an address."""
     for word in words:
         if word not in WORDS:
             raise unknown_word("word", word, WORDS)

@@ -124,11 +124,11 @@ def upload(sweep_dir: Path, target: Target, wait_s: float = WAIT_S) -> Uploaded:
         reason = check(target) or session.patience.call(unreachable, uri, min(wait_s, WAIT_S))
         if reason:
             raise _RefusedError(reason)
-        with _only_uploader(sweep_dir), _credentials(uri) as address:
+        with _only_uploader(sweep_dir), credentials(uri) as address:
             _send_sweep(session, sweep_dir, target, address)
         return session.result(session.refusals[0] if session.refusals else None)
     except Exception as error:
-        return session.result(_line(error, uri))
+        return session.result(error_line(error, uri))
 
 
 def prepare(target: Target) -> None:
@@ -137,7 +137,7 @@ def prepare(target: Target) -> None:
         address = resolved_uri(target)
         path = sqlite_path(address)
         if path is not None and not _is_locked(path):
-            _experiment(_open_client(address), target, address)
+            _experiment(open_client(address), target, address)
 
 
 def _is_locked(path: Path) -> bool:
@@ -173,7 +173,7 @@ def _only_uploader(sweep_dir: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _credentials(uri: str) -> Iterator[str]:
+def credentials(uri: str) -> Iterator[str]:
     """An http address without its credentials, which MLflow gets by its own variables, so that it can't log them."""
     bare, user, password = split_credentials(uri) if is_http(uri) else (uri, None, None)
     given = {} if password is None else {"MLFLOW_TRACKING_USERNAME": user or "", "MLFLOW_TRACKING_PASSWORD": password}
@@ -184,7 +184,7 @@ def _credentials(uri: str) -> Iterator[str]:
 def _send_sweep(session: _Session, sweep_dir: Path, target: Target, address: str) -> None:
     sweep, outcomes = load_sweep(sweep_dir)
     session.sweep_id = sweep.id
-    session.client = _open_client(address, session.patience)
+    session.client = open_client(address, session.patience)
     session.experiment_id = _experiment(session.client, target, address)
     known = _known_runs(session.client, session.experiment_id, sweep.id)
     table = rows(outcomes)
@@ -239,7 +239,7 @@ def _send_outcome(session: _Session, run: Run, found: Any, revised_at: float) ->
     except MlflowException as error:  # refused for what it says: the other runs may still be taken
         if error.error_code not in REFUSALS:
             raise
-        session.refusals.append(f"{run.name}: {_line(error, session.uri)}")
+        session.refusals.append(f"{run.name}: {error_line(error, session.uri)}")
         return None
 
 
@@ -469,7 +469,8 @@ def _artifacts(database: Path) -> Path:
     return database.parent / "mlartifacts"
 
 
-def _open_client(address: str, patience: Patience | None = None) -> Any:
+def open_client(address: str, patience: Patience | None = None) -> Any:
+    """An MlflowClient that prints nothing and does not wait; a new embedded store is made."""
     for name, value in QUIET_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
@@ -552,7 +553,7 @@ def _without_info() -> Iterator[None]:
         logging.disable(before)
 
 
-def _line(error: BaseException, uri: str) -> str:
+def error_line(error: BaseException, uri: str) -> str:
     """An exception as one line for a person, without passwords."""
     text = str(error).strip() or type(error).__name__
     shown = safe_uri(split_credentials(uri)[0])

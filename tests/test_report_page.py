@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from tcsweep import report, speedup
-from tcsweep.__main__ import _report
 from tcsweep.mistakes import Mistake
 from tcsweep.report import page
+from tcsweep.report.again import main as _report
 from tcsweep.why import explain
 
 from .test_report import failed, job, measured, published, save, sweep_of
@@ -111,5 +111,5 @@ def test_the_command_makes_it_again(tmp_path: Path, capsys: pytest.CaptureFixtur
     save(tmp_path, published())
     assert _report([str(tmp_path)]) == 0
     assert capsys.readouterr().out == f"{tmp_path}/report.html\n"
-    with pytest.raises(Mistake, match="report takes a sweep's folder"):
+    with pytest.raises(Mistake, match="report takes a sweep's folder or its run in MLflow"):
         _report([])

@@ -37,7 +37,7 @@ CREDENTIALS = "bob:S3cr%40t%2F"
 def new_database(tmp_path_factory):
     """An empty database made by tcsweep: 3 s, so once."""
     path = tmp_path_factory.mktemp("new") / "mlflow.db"
-    tracking._open_client(sqlite_uri(path))
+    tracking.open_client(sqlite_uri(path))
     return path
 
 
