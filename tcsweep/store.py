@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -11,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tcsweep.job import SCHEMA_VERSION, Origin, Outcome, Result, Sweep, from_json, outcome_from_json, to_json
+from tcsweep.job import SCHEMA_VERSION, Origin, Outcome, Result, Round, Sweep, from_json, outcome_from_json, to_json
 from tcsweep.stats import figures
 
 RESULT = "result.json"
@@ -92,16 +93,41 @@ def is_planned(sweep_dir: Path) -> bool:
 
 
 def load_outcome(path: Path) -> Outcome:
-    """Read one result.json; raises OSError or ValueError."""
+    """Read one result.json; raises OSError, or ValueError for what is none, of a newer schema, or without its times."""
     data = json.loads(path.read_text(encoding="utf-8"))
     try:
-        return outcome_from_json(data)
+        _refuse_newer(path, data)
+        outcome = outcome_from_json(data)
+        wrong = next((said for one in outcome.rounds if (said := _no_times(one))), None)
     except (TypeError, AttributeError, KeyError) as error:
         raise ValueError(f"{path} does not hold a result: {error}") from None
+    if wrong:
+        raise ValueError(f"{path}: {wrong}")
+    return outcome
+
+
+def _refuse_newer(path: Path, data: Mapping[str, Any]) -> None:
+    """Fields that are new are no matter; a schema that is new means that old ones mean something else."""
+    schema = data.get("schema", SCHEMA_VERSION)
+    if schema > SCHEMA_VERSION:
+        raise ValueError(f"{path} is of schema {schema}, this tcsweep reads {SCHEMA_VERSION}: update it")
+
+
+def _no_times(one: Round) -> str | None:
+    """Why a round's times are none."""
+    times = (*one.block_wall_ms, *one.latency_ms, *(one.block_device_ms or ()))
+    bad = next((ms for ms in times if ms is None or not (math.isfinite(ms) and ms >= 0)), None)
+    if bad is not None or None in times:
+        return f"round {one.number} holds a time of {bad} ms"
+    if not one.block_wall_ms or sum(one.block_wall_ms) <= 0 or one.block_iterations < 1:
+        return f"round {one.number} holds no time"
+    return None
 
 
 def load_sweep(sweep_dir: Path) -> tuple[Sweep, list[Outcome]]:
     """A sweep and the outcomes saved so far, in row order; raises OSError or ValueError."""
-    sweep = from_json(Sweep, json.loads((sweep_dir / SWEEP).read_text(encoding="utf-8")))
+    data = json.loads((sweep_dir / SWEEP).read_text(encoding="utf-8"))
+    _refuse_newer(sweep_dir / SWEEP, data)
+    sweep = from_json(Sweep, data)
     paths = [sweep_dir / name / RESULT for name in sweep.folders]
     return sweep, [load_outcome(p) for p in paths if p.exists()]
