@@ -24,6 +24,9 @@ TOLD_OF_GPU = ("device_name", "gpu_uuid", "driver", "cuda", "cudnn", "torch")
 TOLD_OF_CPU = ("cpu_model", "torch")
 NAMED = 6  # jobs of one sweep alone
 UNKNOWN = "unknown"
+ONE_ROUND = "one round"
+AXES = ("model", "precision", "batch", "layout", "engine")
+ROOMY = 110  # columns of a terminal, from which on both speed-ups are shown
 
 Change = tuple[str, Any, Any]  # a field, what it was, what it is
 
@@ -72,7 +75,7 @@ class Line:
             return "; ".join([self.reason, *said])
         ci = self.ci95
         if ci is None:
-            return "; ".join([*said, "one round: significance not known"])
+            return "; ".join([*said, ONE_ROUND])
         return "; ".join([*said, *(["not significant"] if ci.low <= 1 <= ci.high else [])])
 
 
@@ -183,7 +186,15 @@ def _print(a: Any, b: Any, console: Any) -> None:
     elif lines:
         _print_differences(found, say)
     if lines:
-        console.print(_table(lines))
+        common = [
+            str(getattr(lines[0].a.job, name)) for name in AXES if len({getattr(n.a.job, name) for n in lines}) == 1
+        ]
+        say(" · ".join(common))
+        console.print(_table(lines, console.width))
+        if any(line.ratio is not None and line.ci95 is None for line in lines):
+            say(
+                f"{ONE_ROUND}: without an interval nobody knows whether a difference is significant; measure=default has one"
+            )
     else:
         say("no job is in both, and no two differ in one field only")
     if len(found) > 1 and a.folder != b.folder and any(line.ratio is not None for line in lines):
@@ -201,25 +212,29 @@ def _print_differences(found: Sequence[Change], say: Any) -> None:
         say(f"  {name}: {UNKNOWN} in both" if both else f"  {name}: {_say(was)} → {_say(now)}")
 
 
-def _table(lines: Sequence[Line]) -> Any:
+def _axes_apart(lines: Sequence[Line]) -> list[str]:
+    return [name for name in AXES if len({getattr(line.a.job, name) for line in lines}) > 1] or ["precision"]
+
+
+def _table(lines: Sequence[Line], width: int) -> Any:
+    """A line a job: the axes that tell the jobs apart, and the figures; both speed-ups where there is room."""
     from rich.table import Table
 
     from tcsweep.report.words import number, span, times
 
+    axes = _axes_apart(lines)
     table = Table(box=None, pad_edge=False)
-    for heading in ("model", "precision", "batch", "layout", "engine"):
-        table.add_column(heading, overflow="fold")
-    for heading in ("A img/s", "B img/s", "B/A", "95% interval", "A speed-up", "B speed-up"):
-        table.add_column(heading, justify="right")
+    for heading in axes:
+        table.add_column(heading, no_wrap=True)
+    figures = ["A img/s", "B img/s", "B/A", "95%", *(["A x", "B x"] if width >= ROOMY else [])]
+    for heading in figures:
+        table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("note", overflow="fold")
     for line in lines:
-        job = line.a.job
         rates = [number(row.figures.throughput_img_s if row.figures else None) for row in (line.a, line.b)]
-        speedups = [times(row.speedup.value) for row in (line.a, line.b)]
-        table.add_row(
-            *(job.model, job.precision, str(job.batch), job.layout, job.engine),
-            *(*rates, times(line.ratio), span(line.ci95), *speedups, line.note),
-        )
+        speedups = [times(row.speedup.value) for row in (line.a, line.b)] if width >= ROOMY else []
+        cells = [str(getattr(line.a.job, name)) for name in axes]
+        table.add_row(*cells, *rates, times(line.ratio), span(line.ci95), *speedups, line.note)
     return table
 
 

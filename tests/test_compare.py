@@ -208,5 +208,5 @@ def test_one_round_says_that_significance_is_not_known(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     text = compared(capsys, two(tmp_path, lambda data: data.update(rounds=data.get("rounds", [])[:1])))
-    assert "one round: significance not known" in text
+    assert "one round: no interval, so nobody knows" in text
     assert "not significant" not in text
