@@ -193,7 +193,7 @@ def _print(a: Any, b: Any, console: Any) -> None:
         console.print(_table(lines, console.width))
         if any(line.ratio is not None and line.ci95 is None for line in lines):
             say(
-                f"{ONE_ROUND}: without an interval nobody knows whether a difference is significant; measure=default has one"
+                f"{ONE_ROUND}: no interval, so nobody knows whether a difference is significant; measure=default has one"
             )
     else:
         say("no job is in both, and no two differ in one field only")
