@@ -192,9 +192,7 @@ def _print(a: Any, b: Any, console: Any) -> None:
         say(" · ".join(common))
         console.print(_table(lines, console.width))
         if any(line.ratio is not None and line.ci95 is None for line in lines):
-            say(
-                f"{ONE_ROUND}: no interval, so nobody knows whether a difference is significant; measure=default has one"
-            )
+            say(f"{ONE_ROUND}: no interval, so nobody knows if a difference is significant; measure=default has one")
     else:
         say("no job is in both, and no two differ in one field only")
     if len(found) > 1 and a.folder != b.folder and any(line.ratio is not None for line in lines):
