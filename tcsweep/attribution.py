@@ -50,7 +50,7 @@ Split = Callable[[Evidence], dict[str, float]]  # milliseconds of an iteration b
 def attribution(row: Row, rows: Sequence[Row]) -> tuple[Part, ...]:
     """The parts of a job's iteration by kind, the one that saved most first; their sums are both whole iterations.
     Empty where the sweep has no baseline of it that can be believed, or what ran was not seen in both."""
-    return _compared(row, rows, _kinds)
+    return _compared(row, rows, kinds)
 
 
 def by_layer(row: Row, rows: Sequence[Row]) -> tuple[Part, ...]:
@@ -97,7 +97,8 @@ def _whole(row: Row, split: Split) -> dict[str, float]:
     return {**{name: ms * running_ms / total for name, ms in found.items()}, WAITING: iteration_ms - running_ms}
 
 
-def _kinds(evidence: Evidence) -> dict[str, float]:
+def kinds(evidence: Evidence) -> dict[str, float]:
+    """Milliseconds by kind of kernel; where none were seen, by what the modules' classes do."""
     if evidence.kernels.kernels:
         return evidence.kernels.ms_by_kind
     found: dict[str, float] = {}

@@ -13,7 +13,7 @@ from datetime import datetime, timezone
 from typing import Literal
 
 from tcsweep.devices.apex import ApexFacts
-from tcsweep.devices.tensor_cores import multiplied
+from tcsweep.devices.tensor_cores import SHORT, multiplied
 from tcsweep.doctor_facts import (
     VARIABLES,
     Clock,
@@ -44,7 +44,6 @@ TORCH_LEAST: Version = (2, 1)
 IMAGES = {"6": "nvcr.io/nvidia/pytorch:24.12-py3-igpu", "7": "nvcr.io/nvidia/pytorch:25.08-py3"}
 # Tegra: Nano, TX2, Xavier, Orin, Thor (11.0 since CUDA 13, 10.1 before). Code for other GPUs does not run there.
 TEGRA = {(5, 3), (6, 2), (7, 2), (8, 7), (10, 1), (11, 0)}
-SHORT = {"float16": "fp16", "bfloat16": "bf16"}
 NEWER_TORCH_LOST = (7, 5)  # torch from PyPI since 2.8 has nothing for older GPUs
 BF16_FEATURES = ("amx_bf16", "avx512_bf16", "bf16")
 RELEASED = 1_795_564_800.0  # 2026-11-25: no clock can be right that is behind it

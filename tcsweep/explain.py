@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from statistics import fmean, median
 
-from tcsweep.evidence.facts import Arithmetic, Evidence, Kernels
+from tcsweep.evidence.facts import MULTIPLYING, Arithmetic, Evidence, Kernels
 from tcsweep.evidence.figures import flops_least, peak_flops_s, sm_mhz_max, timed, timed_samples
 from tcsweep.evidence.kernels import arithmetic as kernel_arithmetic
 from tcsweep.evidence.limits import limit
@@ -58,7 +58,7 @@ def label_contradicted(result: Result, derived: Figures) -> Reasons:
     evidence = result.evidence
     if evidence is None:
         return
-    promise, half = PRECISIONS[result.job.precision].promise, _half(result)
+    promise, half = PRECISIONS[result.job.precision].promise, half_of(result)
     others: dict[str, int] = {}
     for row in evidence.dtypes.operators:
         wanted = promise.dtypes(row.operator, half)
@@ -70,7 +70,7 @@ def label_contradicted(result: Result, derived: Figures) -> Reasons:
     yield from _kernels_contradict(result, evidence.kernels)
 
 
-def _half(result: Result) -> str:
+def half_of(result: Result) -> str:
     """What half means by the label, whatever was recorded: an O level's is the device's."""
     return HALF.get(result.job.precision, "float16" if _on_gpu(result) else "bfloat16")
 
@@ -86,7 +86,7 @@ def _promised(result: Result, promise: Promise, half: str | None) -> str:
 
 def _kernels_contradict(result: Result, kernels: Kernels) -> Reasons:
     precision = result.job.precision
-    arithmetic = [k for k in kernels.kernels if k.kind in ("convolution/GEMM", "attention")]
+    arithmetic = [k for k in kernels.kernels if k.kind in MULTIPLYING]
     if PRECISIONS[precision].promise.name(None) == "float32" and not PRECISIONS[precision].tf32:
         found = [k for k in arithmetic if kernel_arithmetic(k.name) in ("tf32", "float16", "bfloat16")]
         for kind in sorted({str(kernel_arithmetic(k.name)) for k in found}):
@@ -157,7 +157,7 @@ def wrong_output(result: Result, derived: Figures) -> Reasons:
     seen = result.evidence.numerics
     if seen.nan or seen.inf:
         yield f"the output holds {seen.nan} NaN and {seen.inf} Inf"
-    allowed = limit(result.job.precision, _half(result))
+    allowed = limit(result.job.precision, half_of(result))
     if seen.relative_error is not None and seen.relative_error > allowed:
         yield f"the output is {seen.relative_error:.1e} off float32's, over {allowed:.0e}"
 

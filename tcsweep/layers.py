@@ -15,9 +15,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from tcsweep.devices.tensor_cores import Eligible, eligible, multiplied
-from tcsweep.evidence.facts import Evidence, Kernel, LayerTime, LayerWork
+from tcsweep.devices.tensor_cores import SHORT, Eligible, eligible, multiplied
+from tcsweep.evidence.facts import MULTIPLYING, Evidence, Kernel, LayerTime, LayerWork
 from tcsweep.evidence.kernels import arithmetic
+from tcsweep.explain import HALF, half_of
 from tcsweep.job import Result
 from tcsweep.mistakes import Mistake
 from tcsweep.precision import PRECISIONS
@@ -28,7 +29,6 @@ HELP = """Each convolution and linear layer: channels, whether it can use tensor
 The job is measured briefly; of a saved sweep's folder nothing is. arch: whether it could on another GPU, by its
 compute capability (5.3 Nano, 6.2 TX2, 7.2 Xavier, 8.7 Orin, 9.0 H100)."""
 KINDS = ("convolution", "linear")
-SHORT = {"float16": "fp16", "bfloat16": "bf16"}
 UNIT = {"tensor-core": "tensor cores", "cuda-core": "CUDA cores", "unknown": "not told by its name"}
 NAME_LONGEST = 44
 
@@ -85,14 +85,13 @@ def ran(name: str, evidence: Evidence) -> LayerTime | None:
 
 def multiplying(layer: LayerTime) -> Kernel | None:
     """The longest of a layer's kernels that multiplies matrices."""
-    return next((k for k in layer.kernels if k.kind in ("convolution/GEMM", "attention")), None)
+    return next((k for k in layer.kernels if k.kind in MULTIPLYING), None)
 
 
 def dtype_of(result: Result, arch: str | None = None) -> str:
     """What a job's label promises to multiply in on its device, or on a GPU; "tf32" too."""
     precision = PRECISIONS[result.job.precision]
-    half = "float16" if arch or result.environment.device.startswith("cuda") else "bfloat16"
-    half = {"fp16": "float16", "bf16": "bfloat16"}.get(precision.name, half)
+    half = HALF.get(precision.name, "float16") if arch else half_of(result)
     return "tf32" if precision.tf32 else precision.promise.name(half)
 
 
@@ -222,7 +221,7 @@ def _print(row: Row, rows: Sequence[Row], arch: str | None, console: Any) -> Non
         say("kernels: a CPU runs no GPU kernels; arch=7.2 tells what a Xavier's tensor cores could do")
 
 
-def short(kernel: str) -> str:
-    """A kernel's name without its arguments."""
+def short(kernel: str, longest: int = NAME_LONGEST) -> str:
+    """A kernel's name without its arguments, cut to a length."""
     name = re.sub(r"^void ", "", kernel).partition("<")[0].partition("(")[0]
-    return name if len(name) <= NAME_LONGEST else f"{name[: NAME_LONGEST - 1]}…"
+    return name if len(name) <= longest else f"{name[: longest - 1]}…"

@@ -15,6 +15,7 @@ LEAST = {"float16": (7, 0), "int8": (7, 2), "bfloat16": (8, 0), "tf32": (8, 0), 
 # Turing without tensor cores (TU116, TU117), told from its sisters by name only.
 WITHOUT = re.compile(r"GTX 16\d\d|\bMX[45]50\b|\bT(400|500|550|600|1000|1200|2000)\b|\bCMP 30HX\b")
 MULTIPLE = {"float16": 8, "bfloat16": 8, "tf32": 4, "int8": 16, "fp8": 16}  # of channels, 16 bytes
+SHORT = {"float16": "fp16", "bfloat16": "bf16"}  # as the precisions are called
 WIDE_FROM = (8, 0)  # from here on the fastest multiple is 8 times as large
 
 

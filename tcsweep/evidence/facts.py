@@ -16,6 +16,7 @@ Kind = Literal[
     "copy",
     "other",
 ]
+MULTIPLYING: tuple[Kind, ...] = ("convolution/GEMM", "attention")  # what tensor cores could do
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from tcsweep.attribution import kind_of_module
+from tcsweep.attribution import kinds
 from tcsweep.evidence.facts import Evidence, Kernel, Kernels, Layers, LayerWork
 from tcsweep.evidence.figures import roof_rates
 from tcsweep.evidence.physics import layer_s
@@ -19,7 +19,6 @@ from tcsweep.stats import Interval
 
 MOVING = ("batch norm", "elementwise", "pooling", "copy", "layout conversion")
 LEAST_GAIN = 1.05  # times as fast, under which it is not worth a word
-MULTIPLYING = ("convolution/GEMM", "attention")
 
 
 @dataclass(frozen=True)
@@ -157,11 +156,9 @@ class Case:
         """Of the running time; on a CPU told by the modules' classes."""
         if self.kernels.kernels:
             return self.kernels.ms_by_kind
-        found: dict[str, float] = {}
-        for layer in self.layers.layers:
-            kind = kind_of_module(layer.module)
-            found[kind] = found.get(kind, 0.0) + layer.ms * self.running_ms / self.layers.ms
-        return found
+        found = kinds(self.evidence)
+        total = sum(found.values())
+        return {kind: ms * self.running_ms / total for kind, ms in found.items()}
 
     def ms(self, *kinds: str) -> float:
         """Time of some kinds of work."""
@@ -209,7 +206,11 @@ class Case:
     def fastest_of_cell(self) -> tuple[Row | None, float]:
         """The fastest other job that differs in its precision only, and how many times this one's throughput it has."""
         able = [r for r in self.others.of_cell(self.job) if r is not self.row and r.verdict != SUSPECT]
-        best = max(able, key=lambda r: r.figures.throughput_img_s if r.figures else 0.0, default=None)
+        return self.fastest(able)
+
+    def fastest(self, rows: Sequence[Row]) -> tuple[Row | None, float]:
+        """The fastest of some jobs, and how many times this one's throughput it has; without any, 1."""
+        best = max(rows, key=lambda r: r.figures.throughput_img_s if r.figures else 0.0, default=None)
         if best is None or best.figures is None or self.row.figures is None:
             return None, 1.0
         return best, best.figures.throughput_img_s / self.row.figures.throughput_img_s

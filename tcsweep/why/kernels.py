@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 
-from tcsweep.devices.tensor_cores import eligible, multiplied
+from tcsweep.devices.tensor_cores import SHORT, eligible, multiplied
 from tcsweep.engines import ENGINES
-from tcsweep.evidence.facts import Kernel, Work
-from tcsweep.layers import SHORT, dtype_of
+from tcsweep.evidence.facts import MULTIPLYING, Kernel, Work
+from tcsweep.layers import dtype_of, short
 from tcsweep.stats import Interval
-from tcsweep.why.case import MOVING, MULTIPLYING, Case, Cause, TimedLayer
+from tcsweep.why.case import MOVING, Case, Cause, TimedLayer
 
 BUSY = 0.7  # of an iteration with a kernel running; under it the host sets the pace
 MATTERS = 0.5  # from which on what the kernels do is worth saying, too
@@ -20,6 +20,7 @@ OFF_CORES = 0.2  # of the time of convolutions and products
 FLOAT32 = "float32 on CUDA cores"
 FLOAT32_SHARE = 0.2  # of device time
 FASTER = 1.05
+NAME_LONGEST = 48  # of a kernel
 NAMED = 2  # layers, for an example
 FUSION = "fused"
 GROUPED = re.compile(r"c1_k1|depthwise|grouped|group_conv|_dw", re.IGNORECASE)  # as cuDNN and PyTorch name theirs
@@ -129,7 +130,7 @@ def off_tensor_cores(case: Case) -> Cause | None:
     else:
         kernels = [k for k in _multiplying(case) if k.unit == "cuda-core" and not GROUPED.search(k.name)]
         slow_ms = sum(k.device_ms for k in kernels if k.kind != "attention")
-        examples = short(max(kernels, key=lambda k: k.device_ms).name) if kernels else ""
+        examples = short(max(kernels, key=lambda k: k.device_ms).name, NAME_LONGEST) if kernels else ""
     if not total or slow_ms / total < OFF_CORES or attention_in_float32(case):
         return None
     brief = f"{slow_ms / total:.0%} of the time of convolutions and products"
@@ -160,7 +161,7 @@ def _example(case: Case, layer: TimedLayer) -> str:
     found = eligible(layer.work, dtype_of(case.result), capability, name)
     kernel = next(k for k in layer.kernels if k.unit == "cuda-core" and k.kind in MULTIPLYING)
     reason = f"; {found.reason}" if found.reason != "yes" else ""
-    return f"{layer.work.name} ({short(kernel.name)}{reason})"
+    return f"{layer.work.name} ({short(kernel.name, NAME_LONGEST)}{reason})"
 
 
 def float32_on_cuda_cores(case: Case) -> Cause | None:
@@ -200,9 +201,3 @@ def attention_in_float32(case: Case) -> Cause | None:
     text = f"attention in float32: {said}, {share}"
     advice = "precision=o2 or fp16" if case.job.precision == "o1" else None
     return Cause("attention in float32", text, gain, advice, f"{share}")
-
-
-def short(kernel: str) -> str:
-    """A kernel's name without its arguments."""
-    name = re.sub(r"^void ", "", kernel).partition("<")[0].partition("(")[0]
-    return name if len(name) <= 48 else f"{name[:47]}…"

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+from tcsweep.evidence.facts import MULTIPLYING
 from tcsweep.explain import SUSPECT
 from tcsweep.speedup import Row
 from tcsweep.stats import Interval
-from tcsweep.why.case import MULTIPLYING, Case, Cause, TimedLayer
+from tcsweep.why.case import Case, Cause, TimedLayer
 from tcsweep.why.kernels import BUSY, GROUPED, MATTERS
 
 GROUPED_SHARE = 0.1  # of the running time
@@ -152,11 +153,7 @@ def _tiles(layer: TimedLayer, batch: int) -> int:
 
 def _larger(case: Case) -> tuple[Row | None, float]:
     """The fastest larger batch of the same job, and how many times the throughput it has."""
-    assert case.row.figures is not None
     larger = [
         r for r in case.others.of_other_batches(case.job) if r.job.batch > case.job.batch and r.verdict != SUSPECT
     ]
-    best = max(larger, key=lambda r: r.figures.throughput_img_s if r.figures else 0.0, default=None)
-    if best is None or best.figures is None:
-        return None, 1.0
-    return best, best.figures.throughput_img_s / case.row.figures.throughput_img_s
+    return case.fastest(larger)

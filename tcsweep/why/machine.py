@@ -10,7 +10,6 @@ from tcsweep.devices.cpu import BFLOAT16_INSTRUCTIONS
 from tcsweep.devices.tensor_cores import multiplied
 from tcsweep.evidence.figures import sm_mhz_max, timed_samples
 from tcsweep.job import Result
-from tcsweep.precision import PRECISIONS
 from tcsweep.speedup import Row
 from tcsweep.stats import Figures, Interval
 from tcsweep.why.case import Case, Cause
@@ -129,5 +128,5 @@ def not_seen(case: Case) -> Iterator[Cause]:
             yield Cause("not seen", f"clocks, power, and who else used the GPU: {missing}{mend}")
     if case.evidence.numerics.missing:
         yield Cause("not seen", f"whether the outputs are float32's: {case.evidence.numerics.missing}")
-    if not case.evidence.rates and PRECISIONS[case.job.precision]:
+    if not case.evidence.rates:
         yield Cause("not seen", "this device's measured rates, so nothing can be said of its roof: not measured")
